@@ -1,0 +1,38 @@
+# Every target is one line; `make help` lists them. CARGO flags: all builds use the committed lock file.
+SHELL := /bin/bash
+CARGO := cargo
+export CARGO_TERM_PROGRESS_WHEN ?= auto
+BIN := target/release
+AGENT := target/agent/x86_64-unknown-linux-gnu/release/bulkhead-agent
+STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target x86_64-unknown-linux-gnu
+
+.PHONY: all help deps kernel lab-kernel build agent rootfs demo test check unit e2e lab-selftest lab-shell install clean
+
+all: build ## the binaries and the guest kernel
+help: ; @grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+deps: ## Debian packages that are missing; asks nothing
+	@tests/lab/install-packages guest-kernel-config/packages tests/lab/packages tests/rootfs/packages
+kernel: deps ## the guest's kernel, cached outside the checkout
+	@mkdir -p $(BIN) && ln -sf "$$(guest-kernel-config/build guest | tail -n 1)" $(BIN)/vmlinux
+lab-kernel: deps ## the lab's kernel, cached too
+	@guest-kernel-config/build lab >/dev/null
+agent: ## the guest's PID 1, static
+	@$(STATIC) --target-dir target/agent -p bulkhead-agent && mkdir -p $(BIN) && ln -sf ../../$(AGENT) $(BIN)/bulkhead-agent
+build: kernel agent ## everything a container needs, in target/release
+	@$(CARGO) build --locked --release -p bulkhead -p bulkhead-vmm
+rootfs: deps ## root file systems for demo and tests, from Debian packages
+	@tests/rootfs/build busybox >/dev/null && tests/rootfs/build debian >/dev/null
+demo: build rootfs ## a container in a kernel of its own, here or in the lab
+	@tests/demo
+test: check unit lab-selftest e2e ## everything CI runs
+check: ## formatting and lints
+	@$(CARGO) fmt --check && $(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+unit: ## unit, property and device tests: no VM
+	@$(CARGO) test --locked --workspace --exclude bulkhead-tests
+lab-selftest: lab-kernel ## that the lab is what its README promises
+	@tests/lab/selftest
+e2e: build rootfs lab-kernel ## containers in VMs, on this KVM if it can host Linux, else in the lab
+	@tests/e2e/run
+lab-shell: lab-kernel ## a shell in the lab
+	@tests/lab/shell
+clean: ; @$(CARGO) clean

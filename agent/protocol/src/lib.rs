@@ -1,0 +1,144 @@
+//! What the host and the guest of a bulkhead VM say to each other.
+//!
+//! Three channels, all over vsock but the boot marks:
+//! - the agent's ttrpc service on guest port [`AGENT_PORT`] (feature `rpc`; the contract is
+//!   resources/proto/agent.proto);
+//! - the container's standard streams, which the agent opens to the host ports of [`HostPort`] and
+//!   the VMM joins to its own inherited stdin, stdout and stderr;
+//! - the [`ExitReport`], which the agent writes to [`HostPort::Exit`] as its last word.
+//!
+//! The guest owns every byte it sends: whatever arrives is checked where it arrives.
+
+/// Guest port the agent's ttrpc service listens on.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The host's context ID (virtio 1.3, 5.10.4).
+pub const HOST_CID: u64 = 2;
+
+/// Host ports that the VMM answers itself; any other host port `P` is forwarded to the Unix socket
+/// `<vsock path>_P`, as Firecracker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum HostPort {
+    /// The VMM sends its stdin here; end of file is a half close.
+    Stdin = 10,
+    /// What the guest sends goes to the VMM's stdout.
+    Stdout = 11,
+    /// What the guest sends goes to the VMM's stderr.
+    Stderr = 12,
+    /// Both directions of the container's terminal: the VMM's stdin and stdout.
+    Terminal = 13,
+    /// Takes one [`ExitReport`]; the VMM ends the VM once it has the report and has written out all
+    /// that arrived on the stream ports. It answers nothing.
+    Exit = 14,
+}
+
+impl TryFrom<u32> for HostPort {
+    type Error = u32;
+
+    fn try_from(port: u32) -> Result<Self, u32> {
+        [Self::Stdin, Self::Stdout, Self::Stderr, Self::Terminal, Self::Exit]
+            .into_iter()
+            .find(|known| *known as u32 == port)
+            .ok_or(port)
+    }
+}
+
+/// The I/O port of the boot-mark device: a byte written to it stamps a point of the timeline.
+pub const BOOT_MARK_PORT: u16 = 0xb48;
+
+/// Points of the timeline that the guest marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum BootMark {
+    /// The kernel's first instructions (only kernels that know of the port).
+    Kernel = 1,
+    /// The agent's first instructions.
+    Init = 2,
+    /// The agent listens on [`AGENT_PORT`]: the VMM accepts host connections from here on.
+    AgentReady = 3,
+    /// The container's process has been executed.
+    Started = 4,
+}
+
+impl TryFrom<u8> for BootMark {
+    type Error = u8;
+
+    fn try_from(mark: u8) -> Result<Self, u8> {
+        [Self::Kernel, Self::Init, Self::AgentReady, Self::Started]
+            .into_iter()
+            .find(|known| *known as u8 == mark)
+            .ok_or(mark)
+    }
+}
+
+/// The tag of the one virtio-fs device; its root directory lists the VM's shares by name.
+pub const FS_TAG: &str = "bulkhead";
+
+/// How the container ended: the agent's last word to the VMM, [`ExitReport::LEN`] bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitReport {
+    /// 0..=255; 128 + n for a process ended by signal n.
+    pub code: u8,
+    /// The guest's kernel killed a process of the container for lack of memory.
+    pub oom_killed: bool,
+}
+
+impl ExitReport {
+    /// Length on the wire: a magic number, a code, flags, each a little-endian u32.
+    pub const LEN: usize = 12;
+    const MAGIC: u32 = 0x4b48_4c42;
+    const OOM_KILLED: u32 = 1;
+
+    /// The report as it goes over the wire.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let flags = if self.oom_killed { Self::OOM_KILLED } else { 0 };
+        let mut bytes = [0; Self::LEN];
+        for (field, value) in [Self::MAGIC, u32::from(self.code), flags].into_iter().enumerate() {
+            bytes[field * 4..][..4].copy_from_slice(&value.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads a report; `None` if it is not one (the sender is the guest: anything may arrive).
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; Self::LEN] = bytes.try_into().ok()?;
+        let field = |i: usize| u32::from_le_bytes([0, 1, 2, 3].map(|b| bytes[i * 4 + b]));
+        let code = u8::try_from(field(1)).ok()?;
+        let known = field(0) == Self::MAGIC && field(2) & !Self::OOM_KILLED == 0;
+        known.then(|| Self { code, oom_killed: field(2) & Self::OOM_KILLED != 0 })
+    }
+}
+
+/// The generated ttrpc service and messages of resources/proto/agent.proto.
+#[cfg(feature = "rpc")]
+pub mod rpc {
+    #![allow(missing_docs, clippy::all)]
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_report_survives_the_wire() {
+        for code in [0, 1, 127, 137, 255] {
+            for oom_killed in [false, true] {
+                let report = ExitReport { code, oom_killed };
+                assert_eq!(ExitReport::from_bytes(&report.to_bytes()), Some(report));
+            }
+        }
+    }
+
+    #[test]
+    fn exit_report_refuses_what_is_not_one() {
+        let good = ExitReport { code: 3, oom_killed: false }.to_bytes();
+        assert_eq!(ExitReport::from_bytes(&good[..11]), None);
+        for (byte, value) in [(0, 0), (5, 1), (8, 2), (11, 1)] {
+            let mut bad = good;
+            bad[byte] = value;
+            assert_eq!(ExitReport::from_bytes(&bad), None, "byte {byte} = {value}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Containers beside and after one another, and what they leave behind.
+
+use std::fs;
+
+use bulkhead_tests::{Host, finish, processes, signal, start, until, wait};
+
+#[test]
+fn sigterm_reaches_the_process() {
+    let host = Host::new();
+    let script = "trap 'echo caught; exit 7' TERM; touch /up; while :; do sleep 0.1; done";
+    let child = start(host.run(&[], &["sh", "-c", script]));
+    until("the container is up", || host.rootfs.join("up").exists());
+    signal(child.id(), "TERM");
+    let finished = wait(child);
+    assert_eq!((finished.code, finished.stdout.as_str()), (7, "caught\n"), "{finished:?}");
+}
+
+#[test]
+fn two_containers_run_side_by_side() {
+    let host = Host::new();
+    let other = Host::new();
+    let script = |mine: &str, file: &str| {
+        format!("echo {mine} >/mine; while ! test -e /{file}; do sleep 0.1; done; cat /mine")
+    };
+    let first = start(host.run(&["--name", "first"], &["sh", "-c", &script("one", "go")]));
+    let second = start(other.run(&["--name", "second"], &["sh", "-c", &script("two", "go")]));
+    until("both are up", || {
+        host.rootfs.join("mine").exists() && other.rootfs.join("mine").exists()
+    });
+    fs::write(host.rootfs.join("go"), "")
+        .and_then(|()| fs::write(other.rootfs.join("go"), ""))
+        .expect("files");
+    assert_eq!((wait(first).ok().as_str(), wait(second).ok().as_str()), ("one\n", "two\n"));
+}
+
+#[test]
+fn twenty_in_a_row_leave_nothing_behind() {
+    let host = Host::new();
+    let mounts = || fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let (before, mounted) = (processes(), mounts());
+    for number in 0..20 {
+        assert_eq!(host.sh(&format!("exit {number}")).code, number);
+    }
+    assert_eq!(processes(), before, "no process stays");
+    assert_eq!(mounts(), mounted, "no mount stays");
+    assert_eq!(host.leftovers(), Vec::<String>::new(), "no state or socket stays");
+}
+
+#[test]
+fn a_second_container_of_a_name_is_refused_while_the_first_lives() {
+    let host = Host::new();
+    let command = ["sh", "-c", "touch /up; while ! test -e /go; do sleep 0.1; done"];
+    let first = start(host.run(&["--name", "twin"], &command));
+    until("the first is up", || host.rootfs.join("up").exists());
+    finish(host.run(&["--name", "twin"], &["true"])).fails(125, "twin");
+    fs::write(host.rootfs.join("go"), "").expect("a file");
+    wait(first).ok();
+    finish(host.run(&["--name", "twin"], &["true"])).ok();
+}
+
+#[test]
+fn a_killed_vmm_is_a_failure_and_leaves_nothing_the_next_call_does_not_clean() {
+    let host = Host::new();
+    let script = "touch /up; sleep 1000";
+    let child = start(host.run(&["--name", "victim"], &["sh", "-c", script]));
+    until("the container is up", || host.rootfs.join("up").exists());
+    signal(child_named(child.id(), "bulkhead-vmm"), "KILL");
+    wait(child).fails(125, "bulkhead");
+
+    fs::remove_file(host.rootfs.join("up")).expect("a file");
+    let child = start(host.run(&["--name", "victim"], &["sh", "-c", script]));
+    until("the container is up", || host.rootfs.join("up").exists());
+    let vmm = child_named(child.id(), "bulkhead-vmm");
+    signal(child.id(), "KILL");
+    assert_eq!(wait(child).code, 137);
+    until("the VM went with its runtime", || !fs::exists(format!("/proc/{vmm}")).unwrap_or(true));
+    finish(host.run(&["--name", "another"], &["true"])).ok();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+/// The child of `parent` whose command is `name`.
+fn child_named(parent: u32, name: &str) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let children = children.expect("the kernel lists children");
+    let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    let comm = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    // The kernel keeps 15 bytes of a command's name.
+    let found = pids.into_iter().find(|pid| comm(*pid).trim() == &name[..name.len().min(15)]);
+    found.unwrap_or_else(|| panic!("{name} is a child of {parent}"))
+}
+
+#[test]
+fn the_timeline_names_the_phases_in_order() {
+    let host = Host::new();
+    let finished = finish(host.run(&["--timeline"], &["echo", "hello"]));
+    assert_eq!(finished.stdout, "hello\n");
+    let mut rest = finished.stderr.as_str();
+    for phase in ["vmm_main", "first_run", "init", "agent_ready", "started"] {
+        let at =
+            rest.find(phase).unwrap_or_else(|| panic!("{phase} is next in {}", finished.stderr));
+        rest = &rest[at..];
+    }
+    assert!(finished.stderr.contains("first_output"), "{}", finished.stderr);
+}
+
+#[test]
+fn the_console_is_joined_when_asked_for() {
+    let host = Host::new();
+    let finished = finish(host.run(&["--console"], &["echo", "hello"]));
+    assert_eq!(finished.stdout, "hello\n");
+    assert!(finished.stderr.contains("Linux version"), "{finished:?}");
+}

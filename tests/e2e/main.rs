@@ -1,0 +1,8 @@
+//! End-to-end: real containers in real VMs, on a KVM that can host Linux. See tests/e2e/run.
+
+mod bad_input;
+mod doctor;
+mod files;
+mod lifecycle;
+mod process;
+mod stdio;

@@ -1,0 +1,29 @@
+//! The guest's kernel command line.
+
+use linux_loader::cmdline::{Cmdline, Error};
+use vm_memory::GuestAddress;
+
+use crate::layout::{CMDLINE_LEN_MAX, MMIO_BASE, MMIO_GSI_BASE, MMIO_WINDOW};
+use crate::spec::VmSpec;
+
+/// - `reboot=t panic=-1`: a restart or panic is a triple fault, which ends the VM at once.
+/// - `no_timer_check`: KVM's timer interrupts are not in doubt.
+/// - `noreplace-smp`: leaves lock prefixes alone: patching them out costs more than they do.
+const BASE: &str = "reboot=t panic=-1 nokaslr no_timer_check noreplace-smp";
+const WITH_CONSOLE: &str = "console=ttyS0 8250.nr_uarts=1";
+const WITHOUT_CONSOLE: &str = "quiet 8250.nr_uarts=0";
+
+/// The command line for `spec` with `devices` virtio-mmio devices.
+pub fn build(spec: &VmSpec, devices: u32) -> Result<Cmdline, Error> {
+    let mut cmdline = Cmdline::new(CMDLINE_LEN_MAX)?;
+    cmdline.insert_str(BASE)?;
+    cmdline.insert_str(if spec.console { WITH_CONSOLE } else { WITHOUT_CONSOLE })?;
+    for device in 0..devices {
+        let window = GuestAddress(MMIO_BASE + u64::from(device) * MMIO_WINDOW);
+        cmdline.add_virtio_mmio_device(MMIO_WINDOW, window, MMIO_GSI_BASE + device, None)?;
+    }
+    for word in &spec.cmdline {
+        cmdline.insert_str(word)?;
+    }
+    Ok(cmdline)
+}

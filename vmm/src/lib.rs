@@ -1,0 +1,22 @@
+//! The micro-VM monitor: one process a container.
+//!
+//! Data flows one way: [`VmSpec`] → [`machine::Machine`] → [`ending::Ended`] →
+//! [`spec::Report`]. The guest owns its kernel: nothing it writes is trusted, and what it writes to
+//! its devices is parsed in `bulkhead-devices` alone.
+
+pub mod boot;
+pub mod bus;
+pub mod cmdline;
+pub mod ending;
+pub mod fs_worker;
+pub mod kernel_log;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod probe;
+pub mod spec;
+pub mod timeline;
+pub mod vcpu;
+pub mod vm;
+
+pub use spec::VmSpec;

@@ -1,0 +1,239 @@
+//! From a [`VmSpec`] to a running VM to how it ended.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use bulkhead_devices::GuestMemory;
+use bulkhead_devices::boot_mark::BootMark as BootMarkPort;
+use bulkhead_devices::fs::FsDevice;
+use bulkhead_devices::rng::Rng;
+use bulkhead_devices::serial::Serial;
+use bulkhead_devices::virtio::VirtioDevice;
+use bulkhead_devices::virtio::mmio::Transport;
+use bulkhead_devices::vsock::{HostEnd, Vsock, VsockConfig};
+use bulkhead_protocol::{BootMark, ExitReport, FS_TAG, HostPort};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::boot::{self, BootError};
+use crate::bus::Bus;
+use crate::cmdline;
+use crate::ending::{Ended, Ending};
+use crate::fs_worker::{FsWorker, FsWorkerError};
+use crate::layout;
+use crate::memory::{self, MemoryError};
+use crate::spec::{SpecError, VmSpec};
+use crate::timeline::Timeline;
+use crate::vcpu::{self, ExitCounter, Exits, VcpuError};
+use crate::vm::{Vm, VmError};
+
+/// Why a VM could not be built or run.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum MachineError {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    FsWorker(#[from] FsWorkerError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error("cannot listen on the vsock socket {path}: {source}")]
+    Vsock { path: PathBuf, source: io::Error },
+    #[error("cannot set up the {device} device: {source}")]
+    Device { device: &'static str, source: io::Error },
+    #[error("cannot run the event loop: {0}")]
+    EventLoop(#[from] event_manager::Error),
+    #[error("cannot start the thread of vCPU {id}: {source}")]
+    Thread { id: u8, source: io::Error },
+}
+
+type Loop = EventManager<Arc<Mutex<dyn MutEventSubscriber + Send>>>;
+
+/// A VM that is ready to run.
+pub struct Machine {
+    vm: Vm,
+    vcpus: Vec<VcpuFd>,
+    exits: Arc<Exits>,
+    events: Loop,
+    timeline: Timeline,
+    memory: Arc<GuestMemory>,
+    _fs_worker: FsWorker,
+}
+
+impl Machine {
+    /// Builds the VM of `spec`. Call it while the process has one thread.
+    pub fn build(spec: &VmSpec, timeline: &Timeline) -> Result<Self, MachineError> {
+        spec.check()?;
+        // First, so that the worker starts while the VM is being built.
+        let (fs_worker, fs_socket) = FsWorker::spawn(&spec.shares)?;
+        let memory = memory::create(spec.memory_mib)?;
+        let vm = Vm::new(memory.clone())?;
+        timeline.mark("vm_created");
+
+        let device_error = |device| move |source| MachineError::Device { device, source };
+        let wake = event_fd().map_err(device_error("ending"))?;
+        let ending = Ending::new(Arc::new(wake));
+        let ready = event_fd().map_err(device_error("vsock"))?;
+        let mut wiring = Wiring::new(&vm, &memory)?;
+        let ready_by_port = ready.try_clone().map_err(device_error("vsock"))?;
+        let vsock = vsock(spec, ready, &ending, timeline)?;
+        wiring.add(Box::new(FsDevice::new(FS_TAG, fs_socket)))?;
+        wiring.add(Box::new(vsock))?;
+        wiring.add(Box::new(Rng::new()))?;
+        let Wiring { mut events, mmio, .. } = wiring;
+        events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
+
+        let bus = Bus {
+            mmio,
+            serial: spec.console.then(|| serial(&vm)).transpose()?,
+            boot_mark: Some(Mutex::new(boot_mark(ready_by_port, timeline.clone()))),
+        };
+        let cmdline = cmdline::build(spec, bus.mmio.len() as u32).map_err(BootError::from)?;
+        let entry = boot::load(&memory, &spec.kernel, &spec.init, &cmdline, spec.vcpus)?;
+        timeline.mark("kernel_loaded");
+        let supported = vcpu::supported_cpuid(&vm.kvm)?;
+        let vcpus = (0..spec.vcpus)
+            .map(|id| vcpu::create(&vm.fd, id, spec.vcpus, &supported, entry))
+            .collect::<Result<Vec<_>, _>>()?;
+        if timeline.is_on() {
+            vcpus.iter().filter_map(ExitCounter::new).for_each(|c| timeline.count_exits(c));
+        }
+        let exits = Arc::new(Exits { bus, ending });
+        let timeline = timeline.clone();
+        Ok(Self { vm, vcpus, exits, events, timeline, memory, _fs_worker: fs_worker })
+    }
+
+    /// Runs the VM until it ends.
+    pub fn run(mut self) -> Result<(Ended, Arc<GuestMemory>), MachineError> {
+        self.timeline.mark("first_run");
+        for (id, mut vcpu) in (0..).zip(std::mem::take(&mut self.vcpus)) {
+            let exits = self.exits.clone();
+            thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .spawn(move || vcpu::run(id, &mut vcpu, &exits))
+                .map_err(|source| MachineError::Thread { id, source })?;
+        }
+        loop {
+            self.events.run()?;
+            if let Some(ended) = self.exits.ending.take() {
+                self.timeline.mark("ended");
+                drop(self.vm);
+                return Ok((ended, self.memory));
+            }
+        }
+    }
+}
+
+/// Puts virtio devices at their windows, interrupt lines and event loop.
+struct Wiring<'a> {
+    vm: &'a Vm,
+    memory: &'a Arc<GuestMemory>,
+    events: Loop,
+    mmio: Vec<Arc<Mutex<Transport>>>,
+}
+
+impl<'a> Wiring<'a> {
+    fn new(vm: &'a Vm, memory: &'a Arc<GuestMemory>) -> Result<Self, MachineError> {
+        Ok(Self { vm, memory, events: EventManager::new()?, mmio: Vec::new() })
+    }
+
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
+        let index = self.mmio.len() as u32;
+        let name = device.name();
+        let interrupt = self.vm.interrupt(layout::MMIO_GSI_BASE + index)?;
+        let transport = Transport::new(device, self.memory.clone(), interrupt)
+            .map_err(|source| MachineError::Device { device: name, source })?;
+        self.vm.notify_by(index, transport.queue_notifiers())?;
+        let transport = Arc::new(Mutex::new(transport));
+        self.events.add_subscriber(transport.clone());
+        self.mmio.push(transport);
+        Ok(())
+    }
+}
+
+fn event_fd() -> io::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+}
+
+fn serial(vm: &Vm) -> Result<Mutex<Serial>, MachineError> {
+    let line = vm.interrupt(layout::SERIAL_GSI)?;
+    let out: Box<dyn Write + Send> = Box::new(io::stderr());
+    Ok(Mutex::new(Serial::new(out, line)))
+}
+
+fn boot_mark(ready: EventFd, timeline: Timeline) -> BootMarkPort {
+    BootMarkPort::new(Box::new(move |mark| match BootMark::try_from(mark) {
+        Ok(BootMark::Kernel) => timeline.mark("kernel"),
+        Ok(BootMark::Init) => timeline.mark("init"),
+        Ok(BootMark::AgentReady) => {
+            timeline.mark("agent_ready");
+            // A counter that is full is as good a signal.
+            let _ = ready.write(1);
+        }
+        Ok(BootMark::Started) => timeline.mark("started"),
+        Err(_) => {}
+    }))
+}
+
+fn vsock(
+    spec: &VmSpec,
+    ready: EventFd,
+    ending: &Ending,
+    timeline: &Timeline,
+) -> Result<Vsock, MachineError> {
+    let error = |source| MachineError::Vsock { path: spec.vsock.clone(), source };
+    let listener = match spec.vsock_fd {
+        // SAFETY: the spec says that this descriptor was inherited for this use alone.
+        Some(fd) => unsafe { UnixListener::from_raw_fd(fd) },
+        None => UnixListener::bind(&spec.vsock).map_err(error)?,
+    };
+    listener.set_nonblocking(true).map_err(error)?;
+    let ending = ending.clone();
+    let report = HostEnd::Message {
+        len: ExitReport::LEN,
+        deliver: Box::new(move |bytes| {
+            if let Some(report) = ExitReport::from_bytes(bytes) {
+                ending.reported(report);
+            }
+        }),
+    };
+    let mut host_ports = stdio_ports(spec.terminal).map_err(error)?;
+    host_ports.push((HostPort::Exit as u32, report));
+    let timeline = timeline.clone();
+    let config = VsockConfig {
+        guest_cid: spec.cid,
+        listener,
+        path: spec.vsock.clone(),
+        ready,
+        host_ports,
+        on_first_output: Some(Box::new(move || timeline.mark("first_output"))),
+    };
+    Vsock::new(config).map_err(error)
+}
+
+/// The host ports of the container's standard streams, joined to ours.
+fn stdio_ports(terminal: bool) -> io::Result<Vec<(u32, HostEnd)>> {
+    let streams = |read: Option<OwnedFd>, write: Option<OwnedFd>| HostEnd::Streams { read, write };
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    if terminal {
+        return Ok(vec![(HostPort::Terminal as u32, streams(Some(stdin), Some(stdout)))]);
+    }
+    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+    Ok(vec![
+        (HostPort::Stdin as u32, streams(Some(stdin), None)),
+        (HostPort::Stdout as u32, streams(None, Some(stdout))),
+        (HostPort::Stderr as u32, streams(None, Some(stderr))),
+    ])
+}

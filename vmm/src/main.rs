@@ -1,0 +1,107 @@
+//! `bulkhead-vmm`: runs one micro-VM.
+//!
+//! ```text
+//! bulkhead-vmm --spec-fd N      runs the VM whose VmSpec, as JSON, is read from descriptor N
+//! bulkhead-vmm --spec FILE      the same from a file
+//! bulkhead-vmm fs-worker ...    serves a VM's shares; bulkhead-vmm starts it itself
+//! ```
+//!
+//! Its exit code is the container's, or 125 if the VM failed.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::FromRawFd;
+use std::process::ExitCode;
+
+use bulkhead_vmm::ending::Ended;
+use bulkhead_vmm::fs_worker;
+use bulkhead_vmm::kernel_log;
+use bulkhead_vmm::machine::Machine;
+use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
+use bulkhead_vmm::timeline::Timeline;
+
+/// What container tools use for "the runtime failed, not the container".
+const EXIT_FAILED: u8 = 125;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let verb = arguments.next().unwrap_or_default();
+    if verb == fs_worker::VERB {
+        return match fs_worker::main(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.to_string()),
+        };
+    }
+    if verb == "--version" {
+        println!("bulkhead-vmm {}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    match spec(verb, arguments.next()) {
+        Ok(spec) => run(&spec),
+        Err(message) => fail(&message),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("bulkhead-vmm: {message}");
+    ExitCode::from(EXIT_FAILED)
+}
+
+fn spec(option: OsString, value: Option<OsString>) -> Result<VmSpec, String> {
+    let mut source = match (option.to_str(), value) {
+        (Some("--spec-fd"), Some(number)) => {
+            let fd = number.to_str().and_then(|number| number.parse().ok()).filter(|fd| *fd > 2);
+            let fd = fd.ok_or_else(|| format!("--spec-fd {number:?} is not a descriptor"))?;
+            // SAFETY: the caller opened this descriptor for us to read the spec from; nothing else
+            // in this process knows of it. A wrong number only makes the read below fail.
+            unsafe { File::from_raw_fd(fd) }
+        }
+        (Some("--spec"), Some(path)) => File::open(&path)
+            .map_err(|error| format!("cannot open the VM spec {}: {error}", path.display()))?,
+        _ => return Err("usage: bulkhead-vmm --spec-fd N | --spec FILE | --version".to_owned()),
+    };
+    let mut json = String::new();
+    source
+        .read_to_string(&mut json)
+        .and_then(|_| Ok(serde_json::from_str(&json)?))
+        .map_err(|error| format!("cannot read the VM spec: {error}"))
+}
+
+fn run(spec: &VmSpec) -> ExitCode {
+    let timeline = Timeline::new(spec.timeline_from_ns);
+    timeline.mark("vmm_main");
+    let ended = Machine::build(spec, &timeline).and_then(Machine::run);
+    let outcome = match ended {
+        Ok((Ended::Reported(exit), _)) => {
+            Outcome::Exited { code: exit.code, oom_killed: exit.oom_killed }
+        }
+        Ok((Ended::Unexpected(end), memory)) => Outcome::Failed {
+            message: end.to_string(),
+            kernel_log: kernel_log::last_lines(&memory, &spec.kernel),
+        },
+        Err(error) => Outcome::Failed { message: error.to_string(), kernel_log: Vec::new() },
+    };
+    let code = match &outcome {
+        Outcome::Exited { code, .. } => *code,
+        Outcome::Failed { .. } => EXIT_FAILED,
+    };
+    report(spec, Report { outcome, timeline: timeline.marks() });
+    ExitCode::from(code)
+}
+
+/// Tells whoever started us, or stderr, how the VM ended.
+fn report(spec: &VmSpec, report: Report) {
+    let written = spec.report_fd.map(|fd| {
+        // SAFETY: the spec says that this descriptor was inherited for this use alone.
+        let mut file = unsafe { File::from_raw_fd(fd) };
+        let json = serde_json::to_string(&report).map_err(io::Error::from);
+        json.and_then(|json| file.write_all(json.as_bytes()))
+    });
+    if let (Outcome::Failed { message, kernel_log }, None | Some(Err(_))) =
+        (&report.outcome, &written)
+    {
+        fail(message);
+        kernel_log.iter().for_each(|line| eprintln!("  {line}"));
+    }
+}

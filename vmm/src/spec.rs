@@ -1,0 +1,157 @@
+//! [`VmSpec`]: everything a VM is, as plain data.
+//!
+//! Built in one place (the runtime's plan) and only read after that. It travels to `bulkhead-vmm`
+//! as JSON on an inherited file descriptor (`--spec-fd N`).
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a VM is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Name for messages, unique on the host.
+    pub name: String,
+    /// Number of vCPUs, 1..=[`VCPUS_MAX`].
+    pub vcpus: u8,
+    /// Guest memory in MiB, [`MEMORY_MIB_MIN`]..=[`MEMORY_MIB_MAX`].
+    pub memory_mib: u32,
+    /// The guest kernel: an ELF vmlinux with a PVH note, or a bzImage.
+    pub kernel: PathBuf,
+    /// The program that becomes /init of the initramfs (the agent).
+    pub init: PathBuf,
+    /// Words added to the kernel command line.
+    #[serde(default)]
+    pub cmdline: Vec<String>,
+    /// The guest's vsock context ID, 3 or more.
+    pub cid: u32,
+    /// The VM's vsock Unix socket (Firecracker's hybrid convention). Guest connections to host port
+    /// `P` go to `<vsock>_P`.
+    pub vsock: PathBuf,
+    /// An inherited fd that listens on [`VmSpec::vsock`] already; without it the VMM binds the path.
+    #[serde(default)]
+    pub vsock_fd: Option<i32>,
+    /// Host directories and files the guest sees under the one virtio-fs mount, by name.
+    #[serde(default)]
+    pub shares: Vec<Share>,
+    /// The container has a terminal: stdin and stdout are its two directions, stderr is unused.
+    #[serde(default)]
+    pub terminal: bool,
+    /// Joins the guest's serial console to stderr.
+    #[serde(default)]
+    pub console: bool,
+    /// An inherited fd that gets a [`Report`] as one line of JSON when the VM has ended.
+    #[serde(default)]
+    pub report_fd: Option<i32>,
+    /// CLOCK_MONOTONIC in ns at which the timeline begins; collects a timeline if set.
+    #[serde(default)]
+    pub timeline_from_ns: Option<u64>,
+}
+
+/// A host directory or single file that the guest may see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Its name in the root directory of the virtio-fs mount: "rootfs", "v0".
+    pub name: String,
+    /// The host path.
+    pub source: PathBuf,
+    /// Refuses every write on the host's side.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// The most vCPUs a VM may have: what the guest kernel is built for (NR_CPUS).
+pub const VCPUS_MAX: u8 = 32;
+/// The least memory, MiB, in which the guest kernel boots.
+pub const MEMORY_MIB_MIN: u32 = 48;
+/// The most memory, MiB: 1 TiB, far above any host this was tried on.
+pub const MEMORY_MIB_MAX: u32 = 1 << 20;
+
+/// How a VM ended, as written to [`VmSpec::report_fd`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What ended it.
+    pub outcome: Outcome,
+    /// Points of the timeline in the order they were reached, if it was asked for.
+    #[serde(default)]
+    pub timeline: Vec<Mark>,
+}
+
+/// What ended a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The container's process ended; the agent reported it.
+    Exited {
+        /// 0..=255; 128 + n for a signal.
+        code: u8,
+        /// The guest kernel ran out of memory.
+        oom_killed: bool,
+    },
+    /// The VM could not start or ended without the agent's report. One sentence, then, if the
+    /// guest kernel panicked, its last lines.
+    Failed {
+        /// The sentence.
+        message: String,
+        /// The guest kernel's last log lines, oldest first.
+        #[serde(default)]
+        kernel_log: Vec<String>,
+    },
+}
+
+/// A point of the timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// What was reached: "vmm_main", "first_run", "init", "agent_ready", "first_output".
+    pub phase: String,
+    /// ns since [`VmSpec::timeline_from_ns`].
+    pub ns: u64,
+    /// VM exits of all vCPUs so far, as KVM counts them; `None` where KVM does not say.
+    pub exits: Option<u64>,
+}
+
+/// A field of a [`VmSpec`] that no VM can have.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Too few or too many vCPUs.
+    #[error("{0} vCPUs asked for; a VM has 1 to {VCPUS_MAX}")]
+    Vcpus(u8),
+    /// Too little or too much memory.
+    #[error("{0} MiB of memory asked for; a VM has {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX} MiB")]
+    Memory(u32),
+    /// A reserved context ID.
+    #[error("vsock context ID {0} is reserved; use 3 or more")]
+    Cid(u32),
+    /// A share name that is no file name, or is there twice.
+    #[error("share name {0:?} is not a plain, unique file name")]
+    ShareName(String),
+}
+
+impl VmSpec {
+    /// Checks what the type cannot say.
+    pub fn check(&self) -> Result<(), SpecError> {
+        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
+            return Err(SpecError::Vcpus(self.vcpus));
+        }
+        if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&self.memory_mib) {
+            return Err(SpecError::Memory(self.memory_mib));
+        }
+        if self.cid < 3 || self.cid == u32::MAX {
+            return Err(SpecError::Cid(self.cid));
+        }
+        for (i, share) in self.shares.iter().enumerate() {
+            let name = share.name.as_str();
+            let plain = !name.is_empty()
+                && name.len() <= 255
+                && name != "."
+                && name != ".."
+                && !name.contains(['/', '\0']);
+            if !plain || self.shares[..i].iter().any(|other| other.name == name) {
+                return Err(SpecError::ShareName(name.to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
