@@ -46,7 +46,8 @@ impl Identity {
     pub fn resolve(process: &Process, want_home: bool) -> Result<Self, UserError> {
         let user = process.user.get_or_default();
         let name = process.user_name.as_str();
-        let passwd = if want_home || !name.is_empty() { read("/etc/passwd") } else { String::new() };
+        let passwd =
+            if want_home || !name.is_empty() { read("/etc/passwd") } else { String::new() };
         if name.is_empty() {
             let home = Entry::find(&passwd, &user.uid.to_string()).map(|e| e.home.to_owned());
             let groups = user.additional_gids.clone();

@@ -5,10 +5,16 @@
 //! its configuration (what was asked), its state (what a snapshot holds) and the device itself
 //! (what lives: fds and queues).
 
+pub mod boot_mark;
+pub mod fs;
+pub mod host_stream;
 pub mod interrupt;
+pub mod rng;
+pub mod serial;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod virtio;
+pub mod vsock;
 
 pub use interrupt::Interrupt;
 

@@ -9,7 +9,7 @@ use crate::spec::VmSpec;
 /// - `reboot=t panic=-1`: a restart or panic is a triple fault, which ends the VM at once.
 /// - `no_timer_check`: KVM's timer interrupts are not in doubt.
 /// - `noreplace-smp`: leaves lock prefixes alone: patching them out costs more than they do.
-const BASE: &str = "reboot=t panic=-1 nokaslr no_timer_check noreplace-smp";
+const BASE: &str = "reboot=t panic=-1 no_timer_check noreplace-smp";
 const WITH_CONSOLE: &str = "console=ttyS0 8250.nr_uarts=1";
 const WITHOUT_CONSOLE: &str = "quiet 8250.nr_uarts=0";
 

@@ -121,7 +121,11 @@ impl<'a> Ring<'a> {
         // A block that would cross the end of the ring is put at its beginning instead.
         let wraps = begin >> self.size_bits != next.wrapping_sub(1) >> self.size_bits;
         let offset = if wraps { 0 } else { begin & ((1 << self.size_bits) - 1) };
-        let text = at(self.text, offset + BLOCK_HEAD_LEN)?;
+        let block = at(self.text, offset)?;
+        if read::<u64>(self.memory, block)? != id {
+            return None; // newer text overwrote it
+        }
+        let text = at(block, BLOCK_HEAD_LEN)?;
         let len = u64::from(len).min(LINE_LEN_MAX as u64);
         let bytes = (0..len).map_while(|i| read::<u8>(self.memory, at(text, i)?));
         let printable = |byte| if (b' '..=b'~').contains(&byte) { byte as char } else { '.' };
@@ -160,6 +164,7 @@ mod tests {
             put(descriptor + 16, next);
             let info = GuestAddress(INFOS + id % 4 * INFO_LEN + INFO_TEXT_LEN);
             memory.write_obj(text.len() as u16, info).unwrap();
+            put(TEXT + at, id);
             let data = GuestAddress(TEXT + at + BLOCK_HEAD_LEN);
             memory.write_slice(text.as_bytes(), data).unwrap();
             begin = next;
@@ -188,9 +193,10 @@ mod tests {
     #[test]
     fn a_ring_that_went_round_keeps_its_newest() {
         let long = "x".repeat(60);
+        // The text ring has room for three blocks, so the fourth-newest is gone.
         let texts: Vec<String> = (0..9).map(|i| format!("{i}{long}")).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        assert_eq!(lines(&memory_with(&texts)), &texts[5..]);
+        assert_eq!(lines(&memory_with(&texts)), &texts[6..]);
     }
 
     proptest! {

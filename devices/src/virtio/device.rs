@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use event_manager::{EventOps, Events};
 use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::virtio::mmio::InterruptStatus;
 use crate::GuestMemory;
+use crate::virtio::mmio::InterruptStatus;
 
 /// What a device gets to work with between DRIVER_OK and reset.
 pub struct Active {
@@ -28,6 +29,19 @@ pub struct Active {
     pub features: u64,
     /// Raises "used buffer" and "configuration changed" interrupts (virtio 1.3, 4.2.2).
     pub interrupt: Arc<InterruptStatus>,
+    /// The queues' notifiers, in the same order.
+    pub notifiers: Arc<[EventFd]>,
+}
+
+impl Active {
+    /// Has the event loop call [`VirtioDevice::queue_notified`] again, after other events had their
+    /// turn: for a device that stops early because a guest could keep it busy for ever.
+    pub fn notify_again(&self, index: usize) {
+        if let Some(notifier) = self.notifiers.get(index) {
+            // Only a full counter is refused, and that is a signal too.
+            let _ = notifier.write(1);
+        }
+    }
 }
 
 /// Why a device refused DRIVER_OK; the transport sets DEVICE_NEEDS_RESET then.

@@ -1,5 +1,6 @@
 //! virtio: the device contract and its MMIO transport (virtio 1.3, sections 2 and 4.2).
 
+pub mod buffers;
 pub mod device;
 pub mod mmio;
 

@@ -1,1 +1,138 @@
-//! FUSE server.
+//! The file server behind bulkhead's virtio-fs device: FUSE requests in, replies out, over one
+//! Unix stream socket.
+//!
+//! ```text
+//!  guest kernel ── virtqueue ── device (VMM process) ══ socket ══ serve() ── *at() calls ── host
+//! ```
+//!
+//! A stream rather than SEQPACKET: a message of 1 MiB would take the kernel one contiguous piece of
+//! memory and a forced socket buffer, and a stream lets one read take many requests.
+//!
+//! It runs in a process of its own that knows neither KVM nor guest memory, and trusts nothing it
+//! reads: the guest may write any request, and so may a VMM that the guest took over. What holds
+//! whatever they write:
+//!
+//! - Nothing outside the shares is reached. Every access is an `*at()` call on a descriptor that
+//!   was opened from a share's own, with one checked name that is neither "." nor "..", and with
+//!   O_NOFOLLOW. There is no absolute path but, through one descriptor, `/proc/self/fd`.
+//! - Nothing is opened for I/O but regular files and directories: no device, FIFO or socket.
+//! - A read-only share is never written to.
+//! - Descriptors held for the guest are bounded ([`limits`]); a guest that wants more gets ENFILE.
+//!
+//! What the guest sees: one file system whose root is a read-only directory with an entry for each
+//! [`ShareRoot`]. The guest's kernel checks permissions (mount with `default_permissions`, as
+//! virtio-fs always does), keeps POSIX and BSD locks (they hold within one VM only), and caches
+//! data and attributes for [`Options::attr_timeout`]; entries that do not exist are not cached.
+//! An open drops the guest's cached pages if the file changed since it was last opened, so a file
+//! changed on the host is seen by the next open.
+//!
+//! Not offered: POSIX ACLs (`system.posix_acl_*` is EOPNOTSUPP), security contexts, DAX, ioctl.
+//! Device nodes are made if the host lets this process (CAP_MKNOD); the server itself never opens
+//! one.
+//!
+//! `st_ino` is the host's for files on the first share's file system; for any other file system
+//! the number of that file system, in the order met, is mixed into the top 16 bits, so that two
+//! host file systems collide only if inode numbers reach 2^48.
+
+mod attr;
+mod buffer;
+mod credentials;
+mod dir;
+mod dirents;
+mod handles;
+mod inodes;
+mod io;
+pub mod limits;
+mod namespace;
+mod pool;
+mod root;
+mod server;
+mod wire;
+mod xattr;
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// A host directory, or a single file, that the guest sees by name in the root directory.
+#[derive(Debug)]
+pub struct ShareRoot {
+    /// Its name in the root directory; unique, not empty, without "/", not "." or "..".
+    pub name: String,
+    /// The directory or file; O_PATH is enough.
+    pub fd: OwnedFd,
+    /// Answers every request that would write with EROFS.
+    pub readonly: bool,
+}
+
+/// How to serve.
+#[derive(Debug)]
+pub struct Options {
+    /// For how long the guest may believe an entry of a directory.
+    pub entry_timeout: Duration,
+    /// For how long the guest may believe attributes, and with them cached data.
+    pub attr_timeout: Duration,
+    /// `/proc/self/fd` (O_PATH | O_DIRECTORY) of this very process, for a caller that gives up the
+    /// host's tree before it calls [`serve`]; `None` opens it.
+    pub proc_self_fd: Option<OwnedFd>,
+    /// The most threads; the first is the caller's, more are started when requests wait for I/O.
+    pub threads_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            entry_timeout: Duration::from_secs(1),
+            attr_timeout: Duration::from_secs(1),
+            proc_self_fd: None,
+            threads_max: 8,
+        }
+    }
+}
+
+/// Why [`serve`] could not start, or ended before its socket closed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// /proc is not there.
+    #[error("cannot open /proc/self/fd; mount proc where the file server starts")]
+    Proc(#[source] rustix::io::Errno),
+    /// The thread's own working directory and umask could not be set.
+    #[error("cannot set up the file server's thread")]
+    Thread(#[source] rustix::io::Errno),
+    /// No memory for a thread's buffers.
+    #[error("cannot map {len} bytes for the file server's buffers")]
+    Buffer {
+        /// Size asked for, bytes.
+        len: usize,
+        /// What mmap said.
+        source: rustix::io::Errno,
+    },
+    /// A share's name is no file name, or is there twice.
+    #[error("share name {0:?} is not a plain, unique file name")]
+    ShareName(String),
+    /// A share's descriptor cannot be used.
+    #[error("cannot use the descriptor of share {name:?}")]
+    Share {
+        /// The share's name.
+        name: String,
+        /// What statx said.
+        source: rustix::io::Errno,
+    },
+    /// The socket failed.
+    #[error("cannot read requests from or write replies to the file server's socket")]
+    Socket(#[source] std::io::Error),
+    /// A message begins with an impossible length, so that the next one cannot be found.
+    #[error("a file request of {0} bytes was announced; the device and the file server disagree")]
+    Framing(u32),
+}
+
+/// Serves requests from `socket`, a `SOCK_STREAM` Unix socket on which every message has the
+/// length that its own FUSE header begins with, until the other side closes it.
+///
+/// Made to be all that a process does: it takes over the calling thread, whose working directory,
+/// umask and supplementary groups it changes (other threads keep theirs), and raises the process's
+/// limit of open files as far as it may.
+pub fn serve(socket: OwnedFd, shares: Vec<ShareRoot>, options: Options) -> Result<(), ServeError> {
+    let threads_max = options.threads_max.max(1);
+    let server = server::Server::new(shares, options)?;
+    pool::run(&server, socket.into(), threads_max)
+}

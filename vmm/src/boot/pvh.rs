@@ -82,3 +82,84 @@ pub fn usable(memory: &GuestMemory) -> Vec<Placed> {
     }
     usable
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Write;
+
+    const PAGE: u64 = 4096;
+    const PT_LOAD: u32 = 1;
+    const PT_NOTE: u32 = 4;
+
+    /// A minimal ELF with one note and one segment of two pages and a bit at 16 MiB.
+    fn kernel() -> Vec<u8> {
+        let mut file = vec![0u8; 4096];
+        file[..16].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(16, &[2, 0, 62, 0, 1, 0, 0, 0]);
+        put(24, &(16u64 << 20).to_le_bytes()); // 64-bit entry
+        put(32, &64u64.to_le_bytes()); // program headers
+        put(52, &[64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
+        let header = |kind: u32, offset: u64, address: u64, in_file: u64, in_memory: u64| {
+            let mut header = [kind.to_le_bytes(), 7u32.to_le_bytes()].concat();
+            for field in [offset, address, address, in_file, in_memory, 4] {
+                header.extend(field.to_le_bytes());
+            }
+            header
+        };
+        put(64, &header(PT_LOAD, 4096, 16 << 20, 2 * PAGE + 10, 4 * PAGE));
+        put(120, &header(PT_NOTE, 512, 0, 20, 20));
+        put(512, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
+        put(524, b"Xen\0\x78\x56\0\x01");
+        file.extend((0..2 * PAGE + 10).map(|i| (i % 251) as u8));
+        file.extend([0xee; 100]); // another section's bytes, not the segment's
+        file
+    }
+
+    fn load(bytes: &[u8]) -> (std::sync::Arc<GuestMemory>, Result<(Entry, u64), BootError>) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        let memory = crate::memory::create(64).unwrap();
+        let loaded = load_kernel(&memory, Path::new("kernel"), &mut file);
+        (memory, loaded)
+    }
+
+    #[test]
+    fn a_segment_is_loaded_and_its_bss_is_zero() {
+        let (memory, loaded) = load(&kernel());
+        let end = (16 << 20) + 4 * PAGE;
+        assert_eq!(loaded.unwrap(), (Entry::Pvh(GuestAddress(0x0100_5678)), end));
+        let mut got = vec![0; 4 * PAGE as usize];
+        memory.read_slice(&mut got, GuestAddress(16 << 20)).unwrap();
+        for (i, byte) in (0u64..).zip(&got) {
+            let wanted = if i < 2 * PAGE + 10 { (i % 251) as u8 } else { 0 };
+            assert_eq!(*byte, wanted, "byte {i}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let changed = |at: usize, bytes: &[u8]| {
+            let mut file = kernel();
+            file[at..at + bytes.len()].copy_from_slice(bytes);
+            load(&file).1.unwrap_err().to_string()
+        };
+        assert!(changed(524, b"xen").contains("no PVH entry point"));
+        assert!(changed(64 + 24, &(1u64 << 40).to_le_bytes()).contains("64 MiB of memory"));
+        assert!(changed(64 + 32, &(1u64 << 30).to_le_bytes()).contains("64 MiB of memory"));
+        for cut in [100, 300, 5000] {
+            load(&kernel()[..cut]).1.unwrap_err();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_headers_never_panic(changes in prop::collection::vec((0usize..560, any::<u8>()), 1..8)) {
+            let mut file = kernel();
+            changes.into_iter().for_each(|(at, byte)| file[at] = byte);
+            let _ = load(&file);
+        }
+    }
+}

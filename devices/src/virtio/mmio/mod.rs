@@ -36,7 +36,7 @@ pub struct Transport {
     device: Box<dyn VirtioDevice>,
     memory: Arc<GuestMemory>,
     interrupt: Arc<InterruptStatus>,
-    notifiers: Vec<EventFd>,
+    notifiers: Arc<[EventFd]>,
     status: Status,
     device_features_select: u32,
     driver_features_select: u32,
@@ -61,7 +61,7 @@ impl Transport {
         let notifiers = queues
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
-            .collect::<io::Result<Vec<_>>>()?;
+            .collect::<io::Result<_>>()?;
         Ok(Self {
             device,
             memory,
@@ -105,8 +105,8 @@ impl Transport {
             return self.reset();
         }
         while let Some(step) = self.status.next_step(value) {
-            let features_fine =
-                self.driver_features & !self.features() == 0 && self.driver_features & VERSION_1 != 0;
+            let features_fine = self.driver_features & !self.features() == 0
+                && self.driver_features & VERSION_1 != 0;
             if step == Step::FeaturesOk && !features_fine {
                 break;
             }
@@ -125,12 +125,13 @@ impl Transport {
                 queues,
                 features: self.driver_features,
                 interrupt: self.interrupt.clone(),
+                notifiers: self.notifiers.clone(),
             })
         });
         match activated {
             Ok(()) => {
                 self.active = true;
-                for (early, notifier) in self.notified_early.iter_mut().zip(&self.notifiers) {
+                for (early, notifier) in self.notified_early.iter_mut().zip(self.notifiers.iter()) {
                     if std::mem::take(early) {
                         // Only a full counter is refused, and that is a signal too.
                         let _ = notifier.write(1);
@@ -158,7 +159,7 @@ impl Transport {
     }
 
     fn reset(&mut self) {
-        if self.active {
+        if self.status.driver_ok() {
             self.device.reset();
         }
         self.active = false;
@@ -188,7 +189,7 @@ impl Transport {
 
 impl MutEventSubscriber for Transport {
     fn init(&mut self, ops: &mut EventOps) {
-        for (index, notifier) in (0..).zip(&self.notifiers) {
+        for (index, notifier) in (0..).zip(self.notifiers.iter()) {
             // Edges: the counter is never read, which saves a system call a notification.
             let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
             let added = ops.add(Events::with_data(notifier, DATA_QUEUES + index, edges));

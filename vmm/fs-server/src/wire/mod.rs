@@ -9,7 +9,7 @@ mod reply;
 mod structs;
 
 pub use parse::{Args, HEADER_LEN_IN, InHeader, Name, is_name};
-pub use reply::{HEADER_LEN_OUT, Reply};
+pub use reply::Reply;
 pub use structs::*;
 
 /// The protocol's major version.

@@ -62,11 +62,6 @@ impl<'a> Reply<'a> {
         Ok(())
     }
 
-    /// Drops what was written after the first `body_len` bytes of the body.
-    pub fn shrink_to(&mut self, body_len: usize) {
-        self.len = self.len.min(HEADER_LEN_OUT + body_len);
-    }
-
     /// Completes the header and returns the message's length. An error drops the body.
     pub fn finish(self, unique: u64, result: Result<(), Errno>) -> usize {
         let (len, error) = match result {

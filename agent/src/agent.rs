@@ -1,0 +1,346 @@
+//! The agent: one thread, one event loop, one container.
+//!
+//! ```text
+//!            CreateContainer            StartContainer        its process ends
+//!   no container ──────────▶ created ──────────────▶ started ──────────────────▶ draining
+//!                  │  (start: both at once)             ▲ Exec, Signal, Resize      │ outputs
+//!                  └──────────── failed: no container   └────────────────           ▼ are out
+//!                                                                              exit report
+//! ```
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bulkhead_protocol::{AGENT_PORT, BootMark, ExitReport, HostPort};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
+use rustix::io::Errno;
+
+use crate::boot_mark::BootMarks;
+use crate::container::{Container, Exec};
+use crate::guest::{Guest, GuestError};
+use crate::log::log;
+use crate::process::step;
+use crate::reaper;
+use crate::rpc::{Connection, Outcome};
+use crate::stdio::{self, Direction, Ends, Progress, Pump, Stream};
+use crate::vsock::{Listener, Transport};
+
+/// How long the VMM may take to accept the exit report, seconds.
+const REPORT_SECONDS_MAX: i64 = 5;
+/// How long the VMM may take to end the VM after that, seconds: it may still be writing output.
+const END_SECONDS_MAX: i64 = 10;
+
+/// Names a source of events.
+pub type SourceId = u64;
+
+/// Whose stream it is: the container's, or that of the process of Exec named so.
+pub type Owner = Option<String>;
+
+/// What the event loop waits for.
+#[derive(Debug)]
+enum Source {
+    /// Clients of the service.
+    Clients(Listener),
+    /// Ended children.
+    Signals(OwnedFd),
+    /// One client.
+    Client(Connection),
+    /// A stream of Exec that its caller has not connected to yet.
+    Offer { listener: Listener, stream: Stream, end: OwnedFd, owner: Owner },
+    /// A stream in use.
+    Pump { pump: Pump, owner: Owner },
+}
+
+/// A process of Exec and those who wait for it.
+#[derive(Debug)]
+pub struct ExecEntry {
+    /// The process.
+    pub exec: Exec,
+    /// Its exit code, once it has ended.
+    pub ended: Option<u8>,
+    /// Calls of Wait to be answered: client and ttrpc stream.
+    pub waiters: Vec<(SourceId, u32)>,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) transport: Transport,
+    pub(crate) guest: Result<Guest, GuestError>,
+    pub(crate) marks: BootMarks,
+    pub(crate) null: OwnedFd,
+    pub(crate) container: Option<Container>,
+    pub(crate) execs: BTreeMap<String, ExecEntry>,
+    epoll: OwnedFd,
+    sources: BTreeMap<SourceId, Source>,
+    next_source: SourceId,
+    /// Pumps that have more to move.
+    unfinished: Vec<SourceId>,
+    exit_code: Option<u8>,
+}
+
+impl Agent {
+    /// Listens, says so, and then makes the guest ready with `prepare`, while the host connects.
+    /// What goes wrong with that is told to whoever wants to create a container.
+    pub fn listen(
+        transport: Transport,
+        marks: BootMarks,
+        null: OwnedFd,
+        prepare: impl FnOnce() -> Result<Guest, GuestError>,
+    ) -> std::io::Result<Self> {
+        let signals = reaper::signals()?;
+        let clients = transport.listen(Some(AGENT_PORT))?;
+        marks.stamp(BootMark::AgentReady);
+        let mut agent = Self {
+            transport,
+            guest: prepare(),
+            marks,
+            null,
+            container: None,
+            execs: BTreeMap::new(),
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            sources: BTreeMap::new(),
+            next_source: 0,
+            unfinished: Vec::new(),
+            exit_code: None,
+        };
+        agent.add(Source::Signals(signals))?;
+        agent.add(Source::Clients(clients))?;
+        Ok(agent)
+    }
+
+    /// Serves until the container has ended and its output is out; returns its exit report.
+    pub fn run(&mut self) -> ExitReport {
+        let mut events = Vec::with_capacity(16);
+        loop {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let timeout = if self.unfinished.is_empty() { None } else { Some(&now) };
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => log!("cannot wait for events: {error}"),
+            }
+            for id in std::mem::take(&mut self.unfinished) {
+                self.handle(id, false);
+            }
+            for event in &events {
+                let (flags, data) = (event.flags, event.data);
+                self.handle(data.u64(), flags.contains(epoll::EventFlags::ERR));
+            }
+            if let Some(report) = self.finished() {
+                return report;
+            }
+        }
+    }
+
+    /// The report, once nothing of the container is left to wait for.
+    fn finished(&self) -> Option<ExitReport> {
+        let code = self.exit_code?;
+        let draining = self.sources.values().any(|source| match source {
+            Source::Pump { pump, owner: None } => pump.direction() == Direction::Out,
+            _ => false,
+        });
+        let oom_killed = || self.guest.as_ref().is_ok_and(|guest| guest.oom_kills() > 0);
+        (!draining).then(|| ExitReport { code, oom_killed: oom_killed() })
+    }
+
+    /// Waits for events of a source; edge-triggered, so each handler works until it would block.
+    fn add(&mut self, source: Source) -> rustix::io::Result<SourceId> {
+        let id = self.next_source;
+        self.next_source += 1;
+        let watch = |fd: BorrowedFd<'_>, flags| {
+            epoll::add(
+                &self.epoll,
+                fd,
+                epoll::EventData::new_u64(id),
+                flags | epoll::EventFlags::ET,
+            )
+        };
+        const IN: epoll::EventFlags = epoll::EventFlags::IN;
+        const OUT: epoll::EventFlags = epoll::EventFlags::OUT;
+        match &source {
+            Source::Clients(listener) | Source::Offer { listener, .. } => {
+                watch(listener.as_fd(), IN)?;
+            }
+            Source::Signals(fd) => watch(fd.as_fd(), IN)?,
+            Source::Client(connection) => watch(connection.as_fd(), IN | OUT)?,
+            Source::Pump { pump, .. } => {
+                let [from, to] = pump.fds();
+                watch(from, IN)?;
+                watch(to, OUT)?;
+            }
+        }
+        self.sources.insert(id, source);
+        Ok(id)
+    }
+
+    fn handle(&mut self, id: SourceId, failed: bool) {
+        match self.sources.get_mut(&id) {
+            // Closed by an earlier event of the same batch.
+            None => {}
+            Some(Source::Clients(_)) => self.accept_clients(id),
+            Some(Source::Signals(signals)) => {
+                reaper::drain(signals);
+                while let Some((pid, code)) = reaper::next_ended() {
+                    self.ended(pid, code);
+                }
+            }
+            Some(Source::Client(connection)) => {
+                if connection.flush().is_err() {
+                    self.sources.remove(&id);
+                }
+                self.serve(id);
+            }
+            Some(Source::Offer { .. }) => self.accept_offer(id),
+            Some(Source::Pump { pump, .. }) => {
+                match if failed { Progress::Finished } else { pump.run() } {
+                    Progress::Blocked => {}
+                    Progress::More => self.unfinished.push(id),
+                    Progress::Finished => drop(self.sources.remove(&id)),
+                }
+            }
+        }
+    }
+
+    fn accept_clients(&mut self, id: SourceId) {
+        while let Some(Source::Clients(listener)) = self.sources.get(&id) {
+            match listener.accept() {
+                Ok(Some(socket)) => {
+                    if let Err(error) = self.add(Source::Client(Connection::new(socket))) {
+                        log!("cannot serve a client: {error}");
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => return log!("cannot accept a client: {error}"),
+            }
+        }
+    }
+
+    /// Takes and answers a client's calls.
+    fn serve(&mut self, id: SourceId) {
+        while let Some(Source::Client(connection)) = self.sources.get_mut(&id) {
+            match connection.next_call() {
+                Ok(Some(call)) => {
+                    let stream = call.stream;
+                    if let Some(outcome) = self.dispatch(id, call) {
+                        self.answer(id, stream, outcome);
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => drop(self.sources.remove(&id)),
+            }
+        }
+    }
+
+    /// Answers a call, if its client is still there.
+    pub(crate) fn answer(&mut self, client: SourceId, stream: u32, outcome: Outcome) {
+        if let Some(Source::Client(connection)) = self.sources.get_mut(&client)
+            && connection.answer(stream, outcome).is_err()
+        {
+            self.sources.remove(&client);
+        }
+    }
+
+    /// Joins the container's streams to the sockets made for them.
+    pub(crate) fn join(&mut self, ends: Ends, sockets: Ends) {
+        for ((stream, end), (_, socket)) in ends.into_iter().zip(sockets) {
+            self.start_pumps(stream, end, socket, None);
+        }
+    }
+
+    /// Offers a stream of Exec on a listener, for its caller to connect to.
+    pub(crate) fn offer(&mut self, stream: Stream, end: OwnedFd, listener: Listener, owner: Owner) {
+        if let Err(error) = self.add(Source::Offer { listener, stream, end, owner }) {
+            log!("cannot offer a stream: {error}");
+        }
+    }
+
+    fn accept_offer(&mut self, id: SourceId) {
+        let Some(Source::Offer { listener, .. }) = self.sources.get(&id) else { return };
+        let socket = match listener.accept() {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return,
+            Err(error) => return log!("cannot accept a stream: {error}"),
+        };
+        if let Some(Source::Offer { stream, end, owner, .. }) = self.sources.remove(&id) {
+            self.start_pumps(stream, end, socket, owner);
+        }
+    }
+
+    fn start_pumps(&mut self, stream: Stream, end: OwnedFd, socket: OwnedFd, owner: Owner) {
+        let add = |pump| self.add(Source::Pump { pump, owner: owner.clone() }).map(drop);
+        let added = stdio::join(stream, end, socket).and_then(|p| p.into_iter().try_for_each(add));
+        if let Err(error) = added {
+            log!("cannot join a stream: {error}");
+        }
+    }
+
+    /// Gives up on streams that the caller of Exec does not connect to.
+    pub(crate) fn close_offers(&mut self, of: &str) {
+        let is_of = |source: &Source| match source {
+            Source::Offer { owner, .. } => owner.as_deref() == Some(of),
+            _ => false,
+        };
+        let ids: Vec<_> =
+            self.sources.iter().filter(|(_, s)| is_of(s)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.accept_offer(id);
+            if self.sources.get(&id).is_some_and(is_of) {
+                self.sources.remove(&id);
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: rustix::process::Pid, code: u8) {
+        if self.container.as_ref().is_some_and(|container| container.launch.pid == pid) {
+            self.exit_code = Some(code);
+        }
+        let entry =
+            self.execs.iter_mut().find(|(_, e)| e.exec.launch.pid == pid && e.ended.is_none());
+        if let Some((id, entry)) = entry {
+            entry.ended = Some(code);
+            let id = id.clone();
+            self.answer_waiters(&id);
+        }
+    }
+
+    /// Makes the connections for the container's streams, in the order of `streams`.
+    pub(crate) fn connect(
+        &self,
+        streams: impl Iterator<Item = Stream>,
+    ) -> Result<Ends, crate::process::ProcessError> {
+        streams
+            .map(|stream| Ok((stream, self.transport.connect(stream.host_port())?)))
+            .collect::<std::io::Result<_>>()
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            .map_err(step("connect the standard streams to the host"))
+    }
+
+    /// Writes the container's files back, reports, and waits for the VMM to end the VM.
+    pub fn report(self, report: ExitReport) {
+        if let Ok(guest) = &self.guest {
+            guest.sync();
+        }
+        if let Err(error) = send_report(&self.transport, report) {
+            log!("cannot report the exit code {}: {error}", report.code);
+        }
+    }
+}
+
+fn send_report(transport: &Transport, report: ExitReport) -> std::io::Result<()> {
+    let socket = transport.connect(HostPort::Exit)?;
+    wait_for(&socket, PollFlags::OUT, REPORT_SECONDS_MAX)?;
+    // A new connection takes this much at once.
+    rustix::io::write(&socket, &report.to_bytes())?;
+    rustix::net::shutdown(&socket, rustix::net::Shutdown::Write)?;
+    wait_for(&socket, PollFlags::IN, END_SECONDS_MAX)
+}
+
+fn wait_for(socket: &impl AsFd, flags: PollFlags, seconds: i64) -> std::io::Result<()> {
+    let timeout = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    match rustix::event::poll(&mut [PollFd::new(socket, flags)], Some(&timeout))? {
+        0 => Err(std::io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}

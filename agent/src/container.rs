@@ -1,0 +1,169 @@
+//! The container: its one process and the namespaces around it, and processes added by Exec.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use bulkhead_protocol::rpc::agent::{ContainerSpec, Process};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::ThreadNameSpaceType;
+
+use crate::guest::Guest;
+use crate::mounts::{self, Sources};
+use crate::process::{self, Launch, Place, ProcessError, step};
+use crate::stdio::{self, Ends, Stream};
+
+/// The container, once its process was spawned.
+#[derive(Debug)]
+pub struct Container {
+    /// Its process, PID 1 of its own PID namespace.
+    pub launch: Launch,
+    /// Its program was executed.
+    pub started: bool,
+    /// The agent's end of its terminal.
+    pub terminal: Option<OwnedFd>,
+    /// The container's devpts, in which all its terminals live.
+    devpts: OwnedFd,
+}
+
+/// A process of Exec.
+#[derive(Debug)]
+pub struct Exec {
+    /// The process.
+    pub launch: Launch,
+    /// The agent's end of its terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+impl Container {
+    /// Spawns the container's process and lets it set its world up; it waits to be executed.
+    /// `gated` as in [`process::spawn`]. Also returns the agent's ends of its streams.
+    pub fn spawn(
+        spec: &ContainerSpec,
+        gated: bool,
+        guest: &Guest,
+        null: BorrowedFd<'_>,
+    ) -> Result<(Self, Ends), ProcessError> {
+        let devpts = mounts::new_devpts().map_err(step("mount devpts"))?;
+        let process = spec.process.get_or_default();
+        let (theirs, ours) =
+            stdio::open(process, devpts.as_fd()).map_err(step("make the standard streams"))?;
+        let terminal = clone_terminal(&ours)?;
+        let sources = Sources {
+            shares: &guest.shares_path,
+            devpts: devpts.as_fd(),
+            console: terminal.is_some(),
+            cgroups: guest.cgroup.is_some(),
+        };
+        let place = Place {
+            namespaces: libc::CLONE_NEWNS
+                | libc::CLONE_NEWPID
+                | libc::CLONE_NEWUTS
+                | libc::CLONE_NEWIPC,
+            cgroup: guest.cgroup.as_ref().map(|cgroup| cgroup.as_fd()),
+        };
+        let launch = process::spawn(place, gated, |report| match enter(spec, sources) {
+            Ok(()) => process::become_process(process, &theirs, null, report),
+            Err(error) => error,
+        })?;
+        Ok((Self { launch, started: false, terminal, devpts }, ours))
+    }
+
+    /// Spawns a further process in the container's namespaces.
+    pub fn exec(
+        &self,
+        process: &Process,
+        guest: &Guest,
+        null: BorrowedFd<'_>,
+    ) -> Result<(Exec, Ends), ProcessError> {
+        let (theirs, ours) =
+            stdio::open(process, self.devpts.as_fd()).map_err(step("make the standard streams"))?;
+        let terminal = clone_terminal(&ours)?;
+        let spawn = |cgroup: Option<BorrowedFd<'_>>| {
+            let place = Place { namespaces: 0, cgroup };
+            self.in_pid_namespace(|container| {
+                process::spawn(place, false, |report| match join_namespaces(container) {
+                    Ok(()) => process::become_process(process, &theirs, null, report),
+                    Err(error) => error,
+                })
+            })
+        };
+        let launch = match spawn(guest.cgroup.as_ref().map(|cgroup| cgroup.as_fd())) {
+            // A container that manages cgroups itself has moved its processes into children of
+            // its own, and the kernel allows no process above them.
+            Err(ProcessError::Step { source: Errno::BUSY, .. }) => {
+                let cgroup = guest.cgroup_of(self.launch.pid).map_err(step("find the cgroup"))?;
+                spawn(Some(cgroup.as_fd()))
+            }
+            launch => launch,
+        }?;
+        Ok((Exec { launch, terminal }, ours))
+    }
+
+    /// Sends a signal to every process of the container.
+    pub fn signal_all(&self, signal: libc::c_int) -> Result<(), ProcessError> {
+        // kill(-1) from inside the PID namespace reaches all of it but its PID 1 and the sender.
+        self.in_pid_namespace(|_| {
+            process::spawn(Place::default(), false, |_| {
+                // SAFETY: kill touches no memory.
+                unsafe { libc::kill(-1, signal) };
+                process::exit(0)
+            })
+        })?;
+        signal_one(self.launch.pid, signal).map_err(step("signal the container's process"))
+    }
+
+    /// Runs `spawn`, whose children are born into the container's PID namespace.
+    fn in_pid_namespace<T>(
+        &self,
+        spawn: impl FnOnce(BorrowedFd<'_>) -> Result<T, ProcessError>,
+    ) -> Result<T, ProcessError> {
+        let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::empty());
+        let container = open(self.launch.pid).map_err(step("find the container's process"))?;
+        let agent = open(rustix::process::getpid()).map_err(step("find the agent's process"))?;
+        let enter = |process: &OwnedFd| set_namespaces(process.as_fd(), libc::CLONE_NEWPID);
+        enter(&container).map_err(step("enter the container's PID namespace"))?;
+        let result = spawn(container.as_fd());
+        enter(&agent).map_err(step("leave the container's PID namespace"))?;
+        result
+    }
+}
+
+/// Sends a signal to one process, which must not have been reaped yet.
+pub fn signal_one(pid: Pid, signal: libc::c_int) -> rustix::io::Result<()> {
+    // SAFETY: kill touches no memory.
+    match unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) } {
+        0 => Ok(()),
+        _ => Err(process::last_errno()),
+    }
+}
+
+fn clone_terminal(ours: &Ends) -> Result<Option<OwnedFd>, ProcessError> {
+    let terminal = ours.iter().find(|(stream, _)| *stream == Stream::Terminal);
+    let dup = |(_, fd): &(Stream, OwnedFd)| rustix::io::fcntl_dupfd_cloexec(fd, 0);
+    terminal.map(dup).transpose().map_err(step("open the terminal"))
+}
+
+/// The container's process: makes its world and enters it.
+fn enter(spec: &ContainerSpec, sources: Sources<'_>) -> Result<(), ProcessError> {
+    if !spec.hostname.is_empty() {
+        rustix::system::sethostname(spec.hostname.as_bytes()).map_err(step("set the host name"))?;
+    }
+    if sources.cgroups {
+        // SAFETY: no other thread shares the namespace, and it has no fds of its own.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
+            .map_err(step("make a cgroup namespace"))?;
+    }
+    Ok(mounts::enter(spec, sources)?)
+}
+
+/// A process of Exec: joins the namespaces of the container's process, and so its root.
+fn join_namespaces(container: BorrowedFd<'_>) -> Result<(), ProcessError> {
+    let namespaces =
+        libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+    set_namespaces(container, namespaces).map_err(step("join the container's namespaces"))
+}
+
+fn set_namespaces(process: BorrowedFd<'_>, namespaces: libc::c_int) -> rustix::io::Result<()> {
+    let namespaces = ThreadNameSpaceType::from_bits_retain(namespaces.unsigned_abs());
+    rustix::thread::move_into_thread_name_spaces(process, namespaces)
+}

@@ -1,0 +1,245 @@
+//! The methods of the ttrpc service (resources/proto/agent.proto).
+
+use std::os::fd::AsFd as _;
+
+use bulkhead_protocol::BootMark;
+use bulkhead_protocol::rpc::agent::{
+    CreateContainerRequest, CreateContainerResponse, ExecRequest, ExecResponse, ResizeRequest,
+    ResizeResponse, SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse,
+    StartFailure, WaitRequest, WaitResponse,
+};
+use ttrpc::proto::Codec;
+use ttrpc::{Code, Status};
+
+use crate::agent::{Agent, ExecEntry, SourceId};
+use crate::container::{Container, signal_one};
+use crate::process::{Launch, step};
+use crate::rpc::{Call, Outcome, refuse};
+use crate::stdio::{self, Stream};
+
+const SERVICE: &str = "bulkhead.agent.v1.Agent";
+/// Processes of Exec remembered at a time; beyond it those that ended are forgotten.
+const EXECS_MAX: usize = 256;
+/// Real-time signals end here (signal(7)).
+const SIGNAL_MAX: u32 = 64;
+
+impl Agent {
+    /// Carries a call out. `None` means that the answer comes later.
+    pub(crate) fn dispatch(&mut self, client: SourceId, call: Call) -> Option<Outcome> {
+        let (stream, request) = (call.stream, call.request);
+        let payload = request.payload.as_slice();
+        if request.service != SERVICE {
+            let message = format!("there is no service {:?} here", request.service);
+            return Some(Err(refuse(Code::UNIMPLEMENTED, message)));
+        }
+        Some(match request.method.as_str() {
+            "CreateContainer" => call_with(payload, |request| Ok(self.create_container(request))),
+            "StartContainer" => call_with(payload, |request| self.start_container(request)),
+            "Exec" => call_with(payload, |request| self.exec(request)),
+            "Wait" => return self.wait(client, stream, payload),
+            "Signal" => call_with(payload, |request| self.signal(request)),
+            "Resize" => call_with(payload, |request| self.resize(request)),
+            method => Err(refuse(Code::UNIMPLEMENTED, format!("there is no method {method:?}"))),
+        })
+    }
+
+    fn create_container(&mut self, request: CreateContainerRequest) -> CreateContainerResponse {
+        match self.try_create(&request) {
+            Ok(pid) => CreateContainerResponse { pid, ..Default::default() },
+            Err(failure) => {
+                CreateContainerResponse { failure: Some(failure).into(), ..Default::default() }
+            }
+        }
+    }
+
+    fn try_create(&mut self, request: &CreateContainerRequest) -> Result<u32, StartFailure> {
+        let spec = request.container.get_or_default();
+        if self.container.is_some() {
+            return Err(failure(libc::EEXIST, "there is a container in this VM already"));
+        }
+        let guest = self.guest.as_ref().map_err(|error| {
+            failure(error.source.raw_os_error(), &format!("the guest is not ready: {error}"))
+        })?;
+        if spec.clock_ns != 0 {
+            guest.set_clock(spec.clock_ns).map_err(step("set the clock"))?;
+        }
+        let sockets = self.connect(stdio::wanted(spec.process.get_or_default()))?;
+        let gated = !request.start;
+        let (mut container, ends) = Container::spawn(spec, gated, guest, self.null.as_fd())?;
+        if gated {
+            container.launch.created()?;
+        } else {
+            container.launch.started()?;
+            container.started = true;
+            self.marks.stamp(BootMark::Started);
+        }
+        let pid = pid_of(&container.launch);
+        self.container = Some(container);
+        self.join(ends, sockets);
+        Ok(pid)
+    }
+
+    fn start_container(
+        &mut self,
+        _: StartContainerRequest,
+    ) -> Result<StartContainerResponse, Status> {
+        let container = self.container.as_mut().ok_or_else(no_container)?;
+        if container.started {
+            return Err(refuse(Code::FAILED_PRECONDITION, "the container was started already"));
+        }
+        container.launch.go();
+        let failure = container.launch.started().err();
+        container.started = failure.is_none();
+        if container.started {
+            self.marks.stamp(BootMark::Started);
+        }
+        Ok(StartContainerResponse { failure: failure.into(), ..Default::default() })
+    }
+
+    fn exec(&mut self, request: ExecRequest) -> Result<ExecResponse, Status> {
+        let taken = self.execs.get(&request.id).is_some_and(|entry| entry.ended.is_none());
+        if request.id.is_empty() || taken {
+            let message = format!("the process ID {:?} is taken", request.id);
+            return Err(refuse(Code::ALREADY_EXISTS, message));
+        }
+        if !self.container.as_ref().ok_or_else(no_container)?.started {
+            return Err(refuse(Code::FAILED_PRECONDITION, "the container was not started yet"));
+        }
+        Ok(self.try_exec(&request).unwrap_or_else(|failure| ExecResponse {
+            failure: Some(failure).into(),
+            ..Default::default()
+        }))
+    }
+
+    fn try_exec(&mut self, request: &ExecRequest) -> Result<ExecResponse, StartFailure> {
+        let (Some(container), Ok(guest)) = (&self.container, &self.guest) else {
+            return Err(failure(libc::ESRCH, "there is no container"));
+        };
+        let process = request.process.get_or_default();
+        let listeners = stdio::wanted(process)
+            .map(|_| self.transport.listen(None))
+            .collect::<std::io::Result<Vec<_>>>()
+            .map_err(|error| {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                failure(errno, &format!("cannot listen for the standard streams: {error}"))
+            })?;
+        let (exec, ends) = container.exec(process, guest, self.null.as_fd())?;
+        exec.launch.started()?;
+        let mut response = ExecResponse { pid: pid_of(&exec.launch), ..Default::default() };
+        self.close_offers(&request.id);
+        for ((stream, end), listener) in ends.into_iter().zip(listeners) {
+            *match stream {
+                Stream::Stdin | Stream::Terminal => &mut response.stdin_port,
+                Stream::Stdout => &mut response.stdout_port,
+                Stream::Stderr => &mut response.stderr_port,
+            } = listener.port();
+            self.offer(stream, end, listener, Some(request.id.clone()));
+        }
+        if self.execs.len() >= EXECS_MAX {
+            self.execs.retain(|_, entry| entry.ended.is_none());
+        }
+        let entry = ExecEntry { exec, ended: None, waiters: Vec::new() };
+        self.execs.insert(request.id.clone(), entry);
+        Ok(response)
+    }
+
+    fn wait(&mut self, client: SourceId, stream: u32, payload: &[u8]) -> Option<Outcome> {
+        let request = match decode::<WaitRequest>(payload) {
+            Ok(request) => request,
+            Err(status) => return Some(Err(status)),
+        };
+        match self.execs.get_mut(&request.id) {
+            None => Some(Err(no_process(&request.id))),
+            Some(entry) => {
+                entry.waiters.push((client, stream));
+                self.answer_waiters(&request.id);
+                None
+            }
+        }
+    }
+
+    /// If the process of Exec has ended, tells those who wait for it and forgets it.
+    pub(crate) fn answer_waiters(&mut self, id: &str) {
+        let Some(entry) = self.execs.get(id) else { return };
+        let Some(code) = entry.ended.filter(|_| !entry.waiters.is_empty()) else { return };
+        let response = WaitResponse { exit_code: u32::from(code), ..Default::default() };
+        let waiters = self.execs.remove(id).map(|entry| entry.waiters).unwrap_or_default();
+        for (client, stream) in waiters {
+            self.answer(client, stream, encode(&response));
+        }
+        self.close_offers(id);
+    }
+
+    fn signal(&mut self, request: SignalRequest) -> Result<SignalResponse, Status> {
+        if request.signal > SIGNAL_MAX {
+            let message = format!("there is no signal {}", request.signal);
+            return Err(refuse(Code::INVALID_ARGUMENT, message));
+        }
+        let signal = request.signal as libc::c_int;
+        let container = self.container.as_ref().ok_or_else(no_container)?;
+        let result = if request.all {
+            container.signal_all(signal)
+        } else {
+            let launch = match request.id.as_str() {
+                "" => &container.launch,
+                id => match self.execs.get(id) {
+                    Some(entry) if entry.ended.is_none() => &entry.exec.launch,
+                    _ => return Err(no_process(id)),
+                },
+            };
+            signal_one(launch.pid, signal).map_err(step("signal the process"))
+        };
+        result
+            .map(|()| SignalResponse::default())
+            .map_err(|error| refuse(Code::INTERNAL, error.to_string()))
+    }
+
+    fn resize(&mut self, request: ResizeRequest) -> Result<ResizeResponse, Status> {
+        let terminal = match request.id.as_str() {
+            "" => self.container.as_ref().ok_or_else(no_container)?.terminal.as_ref(),
+            id => match self.execs.get(id) {
+                Some(entry) => entry.exec.terminal.as_ref(),
+                None => return Err(no_process(id)),
+            },
+        };
+        let Some(terminal) = terminal else {
+            return Err(refuse(Code::FAILED_PRECONDITION, "the process has no terminal"));
+        };
+        stdio::resize(terminal.as_fd(), request.rows, request.columns)
+            .map(|()| ResizeResponse::default())
+            .map_err(|error| refuse(Code::INTERNAL, format!("cannot resize the terminal: {error}")))
+    }
+}
+
+fn call_with<Req: Codec + Default, Res: Codec>(
+    payload: &[u8],
+    method: impl FnOnce(Req) -> Result<Res, Status>,
+) -> Outcome {
+    encode(&method(decode(payload)?)?)
+}
+
+fn decode<M: Codec>(payload: &[u8]) -> Result<M, Status> {
+    M::decode(payload)
+        .map_err(|_| refuse(Code::INVALID_ARGUMENT, "the request is not valid protobuf"))
+}
+
+fn encode(message: &impl Codec) -> Outcome {
+    message.encode().map_err(|_| refuse(Code::INTERNAL, "the response does not encode"))
+}
+
+fn failure(errno: i32, message: &str) -> StartFailure {
+    let errno = errno.unsigned_abs();
+    StartFailure { message: message.to_owned(), errno, ..Default::default() }
+}
+
+fn pid_of(launch: &Launch) -> u32 {
+    launch.pid.as_raw_nonzero().get().unsigned_abs()
+}
+
+fn no_container() -> Status {
+    refuse(Code::FAILED_PRECONDITION, "there is no container yet")
+}
+
+fn no_process(id: &str) -> Status {
+    refuse(Code::NOT_FOUND, format!("there is no running process {id:?}"))
+}

@@ -1,0 +1,298 @@
+//! The container's world: namespaces, mounts, start and end.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use bulkhead_protocol::rpc::agent::{
+    CreateContainerRequest, Mount, Process, StartContainerRequest, StartFailure,
+};
+
+use crate::harness::*;
+
+fn mount(destination: &str, type_: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        destination: destination.to_owned(),
+        type_: type_.to_owned(),
+        source: source.to_owned(),
+        options: options.iter().map(|&o| o.to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn output_error_and_exit_code_arrive() {
+    let result = run(shell("echo out; echo err >&2; exit 7"));
+    assert_eq!(result, outcome(7, "out\n", "err\n"));
+}
+
+#[test]
+fn streams_that_are_not_joined_are_dev_null() {
+    let mut process = shell("read line && exit 1; echo gone >&2; echo seen");
+    process.stderr = false;
+    assert_eq!(run(process), outcome(0, "seen\n", ""));
+}
+
+#[test]
+fn the_process_has_namespaces_of_its_own() {
+    let result = run(shell("echo $$; hostname; cd /proc; ls -d [0-9]* | wc -l"));
+    // The shell and the two ends of the pipe.
+    assert_eq!(result, outcome(0, "1\nlighthouse\n3\n", ""));
+}
+
+#[test]
+fn the_kernels_file_systems_are_there() {
+    let script = "grep -v rootfs /proc/mounts | while read s d t o; do echo $d $t; done | sort; \
+        ls /dev; readlink /dev/fd; head -c 3 /dev/zero | wc -c; echo lost > /dev/null";
+    let result = run(shell(script));
+    let seen: Vec<_> = result.stdout.lines().collect();
+    for expected in [
+        "/dev tmpfs",
+        "/dev/mqueue mqueue",
+        "/dev/pts devpts",
+        "/dev/shm tmpfs",
+        "/proc proc",
+        "/sys sysfs",
+        "full",
+        "null",
+        "ptmx",
+        "random",
+        "tty",
+        "urandom",
+        "zero",
+        "stdin",
+        "/proc/self/fd",
+        "3",
+    ] {
+        assert!(seen.contains(&expected), "{expected:?} is not in {seen:?}");
+    }
+    assert_eq!(result.stderr, "");
+}
+
+#[test]
+fn nothing_of_the_agent_leaks_into_the_process() {
+    // The fds of `ls` are the three streams and the directory it lists.
+    let result = run(shell("ls /proc/self/fd | tr '\\n' ' '; grep ^Sig /proc/self/status"));
+    let lines: Vec<_> = result.stdout.lines().collect();
+    let fds = lines[0].split_once("SigQ").unwrap().0;
+    assert_eq!(fds, "0 1 2 3 ");
+    assert!(lines.contains(&"SigBlk:\t0000000000000000"), "{lines:?}");
+    let ignored = lines.iter().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+    let ignored = u64::from_str_radix(ignored, 16).unwrap();
+    for signal in [libc::SIGPIPE, libc::SIGCHLD] {
+        assert_eq!(ignored >> (signal - 1) & 1, 0, "signal {signal} is ignored");
+    }
+}
+
+#[test]
+fn writes_reach_the_share_and_a_readonly_root_refuses_them() {
+    let agent = Agent::start();
+    assert_eq!(run_spec(&agent, &spec(shell("echo kept > /tmp/file"))).code, 0);
+    assert_eq!(fs::read_to_string(agent.root("tmp/file")).unwrap(), "kept\n");
+
+    let agent = Agent::start();
+    let mut spec = spec(shell("echo lost > /tmp/file || echo refused; echo x > /dev/shm/x"));
+    spec.root_readonly = true;
+    let result = run_spec(&agent, &spec);
+    assert_eq!((result.code, result.stdout.as_str()), (0, "refused\n"), "{}", result.stderr);
+    assert!(!agent.root("tmp/file").exists());
+}
+
+#[test]
+fn shares_and_file_systems_are_mounted_in_order() {
+    let agent = Agent::start();
+    fs::create_dir(agent.share("v0")).unwrap();
+    fs::write(agent.share("v0/inside"), "volume\n").unwrap();
+    fs::write(agent.share("f0"), "single file\n").unwrap();
+    let script = "cat /data/deep/inside; echo no > /data/deep/x 2>/dev/null || echo readonly; \
+        cat /etc/single; echo new > /etc/single; stat -f -c %b:%S /scratch/; ls /data/deep/over; \
+        grep -c 'noexec' /proc/mounts";
+    let mut spec = spec(shell(script));
+    spec.mounts = vec![
+        mount("/data/deep", "share", "v0", &["rbind", "ro", "rprivate"]),
+        mount("/etc/single", "share", "f0", &["bind"]),
+        mount("/scratch", "tmpfs", "tmpfs", &["size=64k", "noexec", "nosuid"]),
+    ];
+    fs::create_dir(agent.share("v0/over")).unwrap();
+    let result = run_spec(&agent, &spec);
+    assert!(result.stdout.starts_with("volume\nreadonly\nsingle file\n16:4096\n"), "{result:?}");
+    assert_eq!(fs::read_to_string(agent.share("f0")).unwrap(), "new\n");
+    assert!(agent.root("etc/single").is_file() && agent.root("data/deep").is_dir());
+}
+
+#[test]
+fn a_mount_of_the_spec_takes_a_defaults_place() {
+    let agent = Agent::start();
+    let mut spec =
+        spec(shell("stat -f -c %b:%S /dev/shm; grep -c ' /dev/shm ' /proc/mounts; ls /dev/null"));
+    spec.mounts = vec![mount("/dev/shm", "tmpfs", "shm", &["size=128k"])];
+    assert_eq!(run_spec(&agent, &spec).stdout, "32:4096\n1\n/dev/null\n");
+}
+
+#[test]
+fn a_mounts_destination_stays_inside_the_root() {
+    let agent = Agent::start();
+    let outside = tempfile::tempdir().unwrap();
+    fs::create_dir(agent.share("v0")).unwrap();
+    fs::write(agent.share("v0/inside"), "").unwrap();
+    symlink(outside.path(), agent.root("link")).unwrap();
+    symlink("../../../../../../../../tmp", agent.root("climb")).unwrap();
+    let mut spec = spec(shell("ls /link/mnt /climb/mnt"));
+    spec.mounts = vec![
+        mount("/link/mnt", "share", "v0", &[]),
+        mount("/climb/../climb/mnt", "share", "v0", &[]),
+    ];
+    let _host = agent.host();
+    // The first symlink dangles inside of the root, where its target is not.
+    let response = agent.create(&spec);
+    assert!(response.failure.message.contains("/link/mnt"), "{response:?}");
+    spec.mounts.remove(0);
+    *spec.process.mut_or_insert_default() = shell("ls /tmp/mnt");
+    assert_eq!(run_spec(&agent, &spec).stdout, "inside\n");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+fn failure_of(agent: &Agent, change: impl FnOnce(&mut Process)) -> StartFailure {
+    let mut process = shell("true");
+    change(&mut process);
+    agent.create(&spec(process)).failure.unwrap()
+}
+
+#[test]
+fn what_cannot_be_run_is_said_and_the_agent_stays() {
+    let agent = Agent::start();
+    let _host = agent.host();
+    fs::write(agent.root("bin/plain"), "#!/bin/sh\n").unwrap();
+    fs::write(agent.root("bin/lost"), "#!/no/such/interpreter\n").unwrap();
+    fs::write(agent.root("bin/junk"), "\0\0\0\0").unwrap();
+    for name in ["lost", "junk"] {
+        let path = agent.root("bin").join(name);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for (program, errno, message) in [
+        ("foo", libc::ENOENT, "cannot run \"foo\": not found in PATH (/bin:/sbin)"),
+        (
+            "/bin/foo",
+            libc::ENOENT,
+            "cannot run \"/bin/foo\": No such file or directory (os error 2)",
+        ),
+        ("plain", libc::EACCES, "cannot run \"plain\": Permission denied (os error 13)"),
+        ("/tmp", libc::EACCES, "cannot run \"/tmp\": Permission denied (os error 13)"),
+        ("/bin/junk", libc::ENOEXEC, "cannot run \"/bin/junk\": Exec format error (os error 8)"),
+        (
+            "lost",
+            libc::ENOENT,
+            "cannot run \"lost\": the interpreter it names does not exist in the container",
+        ),
+    ] {
+        let failure = failure_of(&agent, |process| {
+            process.args = vec![program.to_owned()];
+            process.env = vec!["PATH=/bin:/sbin".to_owned()];
+        });
+        assert_eq!((failure.errno, failure.message.as_str()), (errno as u32, message));
+    }
+    let failure = failure_of(&agent, |process| process.args.clear());
+    assert_eq!(failure.message, "the process has no arguments, not even a program");
+    let failure = failure_of(&agent, |process| process.cwd = "relative".to_owned());
+    assert_eq!(failure.errno, libc::EINVAL as u32);
+    let fds = agent.open_fds();
+    failure_of(&agent, |process| process.args.clear());
+    assert_eq!(agent.open_fds(), fds, "a failed start leaks fds");
+
+    let mut missing = spec(shell("true"));
+    missing.root_share = "none".to_owned();
+    assert_eq!(agent.create(&missing).failure.errno, libc::ENOENT as u32);
+    assert_eq!(run_spec(&agent, &spec(shell("echo fine"))).stdout, "fine\n");
+}
+
+#[test]
+fn create_and_start_are_two_steps() {
+    let agent = Agent::start();
+    let _host = agent.host();
+    let mut request = CreateContainerRequest::new();
+    request.container = Some(spec(shell("nonesuch"))).into();
+    request.container.mut_or_insert_default().process.mut_or_insert_default().args[0] =
+        "nonesuch".to_owned();
+    let response = agent.client.create_container(context(), &request).unwrap();
+    assert_eq!(response.failure.errno, libc::ENOENT as u32);
+
+    let host = agent.host();
+    request.container = Some(spec(shell("echo running; touch /tmp/ran"))).into();
+    let response = agent.client.create_container(context(), &request).unwrap();
+    assert!(response.failure.is_none() && response.pid > 1, "{response:?}");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(!agent.root("tmp/ran").exists());
+    assert!(agent.client.create_container(context(), &request).unwrap().failure.is_some());
+    let exec = bulkhead_protocol::rpc::agent::ExecRequest { id: "x".into(), ..Default::default() };
+    assert!(agent.client.exec(context(), &exec).is_err(), "exec in a container not started");
+
+    let start = StartContainerRequest::new();
+    let response = agent.client.start_container(context(), &start).unwrap();
+    assert!(response.failure.is_none(), "{response:?}");
+    assert_eq!(read_all(host.stdout()), *b"running\n");
+    assert_eq!(host.exit().code, 0);
+}
+
+#[test]
+fn a_created_container_can_be_killed() {
+    let agent = Agent::start();
+    let host = agent.host();
+    let request = CreateContainerRequest {
+        container: Some(spec(shell("true"))).into(),
+        ..Default::default()
+    };
+    assert!(agent.client.create_container(context(), &request).unwrap().failure.is_none());
+    agent.signal("", libc::SIGKILL, false);
+    assert_eq!(host.exit().code, 137);
+}
+
+#[test]
+fn signals_act_as_on_pid_1() {
+    let agent = Agent::start();
+    let host = agent.host();
+    let script = "trap 'echo got it; exit 3' USR1; echo ready; while :; do sleep 0.01; done";
+    agent.create(&spec(shell(script)));
+    let mut stdout = host.stdout();
+    read_until(&mut stdout, "ready");
+    // SIGTERM has no handler there: the kernel drops it.
+    agent.signal("", libc::SIGTERM, false);
+    agent.signal("", libc::SIGUSR1, false);
+    assert_eq!(read_all(stdout), *b"got it\n");
+    assert_eq!(host.exit().code, 3);
+}
+
+#[test]
+fn a_signal_to_all_reaches_children() {
+    let agent = Agent::start();
+    let host = agent.host();
+    let script = "(trap 'echo child; exit' USR1; echo up; while :; do sleep 0.01; done) & \
+        trap 'echo parent' USR1; wait; wait; echo end";
+    agent.create(&spec(shell(script)));
+    let mut stdout = host.stdout();
+    read_until(&mut stdout, "up");
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    agent.signal("", libc::SIGUSR1, true);
+    let mut words: Vec<_> =
+        String::from_utf8(read_all(stdout)).unwrap().lines().map(str::to_owned).collect();
+    words.sort();
+    assert_eq!(words, ["child", "end", "parent"]);
+    assert_eq!(host.exit().code, 0);
+}
+
+#[test]
+fn processes_left_behind_end_with_the_container() {
+    let start = std::time::Instant::now();
+    let result = run(shell("sleep 1000 & (sleep 1000 &) ; echo done"));
+    assert_eq!(result, outcome(0, "done\n", ""));
+    assert!(start.elapsed().as_secs() < 15);
+}
+
+#[test]
+fn bad_calls_are_refused() {
+    let agent = Agent::start();
+    let start = StartContainerRequest::new();
+    assert!(agent.client.start_container(context(), &start).is_err());
+    let signal = bulkhead_protocol::rpc::agent::SignalRequest { signal: 9, ..Default::default() };
+    assert!(agent.client.signal(context(), &signal).is_err());
+    let wait = bulkhead_protocol::rpc::agent::WaitRequest { id: "x".into(), ..Default::default() };
+    assert!(agent.client.wait(context(), &wait).is_err());
+}

@@ -1,0 +1,214 @@
+//! virtio-fs (virtio 1.3, section 5.11): FUSE requests from the guest to a file server in another
+//! process, and its replies back.
+//!
+//! ```text
+//!  hiprio ──┐                      ┌── Sending ──▶ socket ──▶ worker
+//!           ├─ Request (checked) ──┤
+//!  requests ┘                      └── Slots (in flight) ◀── Receiving ◀── socket ◀── worker
+//! ```
+//!
+//! The device reads nothing of a request but its header, of which it makes one copy: a header that
+//! changes afterwards changes nothing. It gives each request a number of its own, so neither guest
+//! nor worker can make one request's reply another's. Bytes go between guest memory and socket
+//! without a copy in between. Nothing here blocks: when the socket takes no more, the device takes
+//! no more requests, and goes on with replies.
+//!
+//! The worker is trusted less than the VMM. A reply that does not fit its request, or a closed
+//! socket, ends the connection for good: every request, then and later, fails with EIO or
+//! ENOTCONN.
+
+mod channel;
+mod receiving;
+mod request;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod wire;
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use event_manager::{EventOps, EventSet, Events};
+use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_queue::{Queue, QueueT};
+
+use self::channel::Channel;
+use crate::GuestMemory;
+use crate::virtio::mmio::EVENT_IDX;
+use crate::virtio::{ActivateError, Active, VirtioDevice};
+
+/// FORGETs, one descriptor each.
+const HIPRIO_QUEUE_SIZE: u16 = 128;
+/// A request of 1 MiB takes up to 260 descriptors where the driver cannot use an indirect table.
+const REQUEST_QUEUE_SIZE: u16 = 512;
+const QUEUE_SIZES: [u16; 2] = [HIPRIO_QUEUE_SIZE, REQUEST_QUEUE_SIZE];
+/// The most requests taken from a queue before other devices have their turn.
+const BATCH_MAX: usize = REQUEST_QUEUE_SIZE as usize;
+
+/// `struct virtio_fs_config`: a tag of 36 bytes, then the number of request queues.
+const TAG_LEN: usize = 36;
+const CONFIG_LEN: usize = TAG_LEN + 4;
+
+/// A virtio-fs device.
+pub struct FsDevice {
+    config: [u8; CONFIG_LEN],
+    channel: Channel,
+    active: Option<Active>,
+    /// Whether the event loop tells when the socket can be written to.
+    watching_out: bool,
+}
+
+impl FsDevice {
+    /// A device that the guest mounts by `tag` (UTF-8, cut off after 36 bytes) and whose requests
+    /// `socket` answers: a `SOCK_STREAM` Unix socket on which every message has the length that its
+    /// own FUSE header begins with.
+    pub fn new(tag: &str, socket: OwnedFd) -> Self {
+        let mut config = [0; CONFIG_LEN];
+        let tag = &tag.as_bytes()[..tag.floor_char_boundary(TAG_LEN)];
+        config[..tag.len()].copy_from_slice(tag);
+        config[TAG_LEN..].copy_from_slice(&1u32.to_le_bytes());
+        let in_flight_max = QUEUE_SIZES.iter().map(|size| usize::from(*size)).sum();
+        let channel = Channel::new(socket, in_flight_max);
+        Self { config, channel, active: None, watching_out: false }
+    }
+
+    /// Takes requests from every queue while the socket takes them, and signals the driver.
+    fn take_requests(&mut self, ops: &mut EventOps) {
+        if let Some(active) = &mut self.active {
+            for index in 0..active.queues.len() {
+                // An error is a ring the driver has corrupted: it goes quiet until reset.
+                let _ = take_requests(active, &mut self.channel, index);
+            }
+            signal(active, &mut self.channel);
+        }
+        self.watch(ops);
+    }
+
+    /// Has the event loop watch for what the channel waits for.
+    fn watch(&mut self, ops: &mut EventOps) {
+        let socket = self.channel.socket();
+        if self.channel.is_dead() {
+            // It would be readable for ever. Removing twice is refused, and harmless.
+            let _ = ops.remove(Events::with_data(socket, SOCKET, EventSet::IN));
+            return;
+        }
+        let out = self.channel.is_blocked();
+        if out != self.watching_out {
+            let events = if out { EventSet::IN | EventSet::OUT } else { EventSet::IN };
+            // Refused only for an fd that is not watched; then the device was never registered.
+            let _ = ops.modify(Events::with_data(socket, SOCKET, events));
+            self.watching_out = out;
+        }
+    }
+}
+
+/// Event data of the socket.
+const SOCKET: u32 = 0;
+
+impl VirtioDevice for FsDevice {
+    fn name(&self) -> &'static str {
+        "fs"
+    }
+
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_FS
+    }
+
+    fn features(&self) -> u64 {
+        EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    }
+
+    fn queue_sizes_max(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..));
+        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+            *to = *from;
+        }
+    }
+
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
+        if let Some(index) = active.queues.iter().position(|queue| !queue.ready()) {
+            return Err(ActivateError::QueueNotReady { device: self.name(), index });
+        }
+        self.active = Some(active);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(active) = self.active.take() {
+            self.channel.abandon(&active.memory);
+        }
+    }
+
+    fn register(&mut self, ops: &mut EventOps) {
+        let socket = self.channel.socket();
+        let added = ops.add(Events::with_data(socket, SOCKET, EventSet::IN));
+        debug_assert!(added.is_ok(), "fd {} can be watched: {added:?}", socket.as_raw_fd());
+    }
+
+    fn queue_notified(&mut self, _index: usize, ops: &mut EventOps) {
+        // Both queues: they share the socket, and a look at an empty one is cheap.
+        self.take_requests(ops);
+    }
+
+    fn process(&mut self, _events: Events, ops: &mut EventOps) {
+        let memory = self.active.as_ref().map(|active| &*active.memory);
+        self.channel.receive(memory);
+        self.channel.flush(memory);
+        // Replies make room; also signals what was received.
+        self.take_requests(ops);
+    }
+}
+
+fn take_requests(
+    active: &mut Active,
+    channel: &mut Channel,
+    index: usize,
+) -> Result<(), virtio_queue::Error> {
+    let memory = &*active.memory;
+    let queue: &mut Queue = &mut active.queues[index];
+    let mut taken = 0;
+    loop {
+        while taken < BATCH_MAX
+            && !channel.is_blocked()
+            && let Some(chain) = queue.pop_descriptor_chain(memory)
+        {
+            let mut request = channel.spare_request();
+            let checked = request.take(memory, chain, queue.size(), index);
+            channel.submit(memory, request, checked);
+            taken += 1;
+        }
+        if taken == BATCH_MAX || channel.is_blocked() || !queue.enable_notification(memory)? {
+            break;
+        }
+    }
+    if taken == BATCH_MAX {
+        active.notify_again(index);
+    }
+    Ok(())
+}
+
+/// Returns completed chains to the driver, with one interrupt if it wants one.
+fn signal(active: &mut Active, channel: &mut Channel) {
+    let memory: &GuestMemory = &active.memory;
+    let mut used = [false; QUEUE_SIZES.len()];
+    for done in channel.take_done() {
+        // An error is a ring the driver has corrupted; nothing is to be told then.
+        if let Some(queue) = active.queues.get_mut(done.queue)
+            && queue.add_used(memory, done.head, done.len).is_ok()
+        {
+            used[done.queue] = true;
+        }
+    }
+    let mut wanted = false;
+    for (queue, _) in active.queues.iter_mut().zip(used).filter(|(_, used)| *used) {
+        wanted |= queue.needs_notification(memory).unwrap_or(false);
+    }
+    if wanted {
+        active.interrupt.used();
+    }
+}

@@ -1,0 +1,97 @@
+//! The part of the FUSE protocol the device looks at: the headers of Linux's
+//! `include/uapi/linux/fuse.h`.
+
+/// Length of `struct fuse_in_header`.
+pub const HEADER_LEN_IN: usize = 40;
+/// Length of `struct fuse_out_header`.
+pub const HEADER_LEN_OUT: usize = 16;
+
+/// The longest message either way, as the file server has it: 1 MiB of data, its headers, and room
+/// for names.
+pub const MESSAGE_MAX: usize = (1 << 20) + 4096 + 256;
+
+/// Errors of requests are above it (`fuse_dev_do_write`).
+const ERROR_MIN: i32 = -512;
+
+const FORGET: u32 = 2;
+const INTERRUPT: u32 = 36;
+const BATCH_FORGET: u32 = 42;
+
+/// `struct fuse_in_header`, as the guest wrote it when it was looked at, the once.
+#[derive(Clone, Copy, Debug)]
+pub struct InHeader([u8; HEADER_LEN_IN]);
+
+/// `struct fuse_out_header`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutHeader {
+    /// Length of the whole reply.
+    pub len: u32,
+    /// 0 or a negated errno.
+    pub error: i32,
+    /// What the request had.
+    pub unique: u64,
+}
+
+impl InHeader {
+    /// A header of nothing, for requests not yet taken.
+    pub const EMPTY: Self = Self([0; HEADER_LEN_IN]);
+
+    /// Takes the bytes as a header.
+    pub fn new(bytes: [u8; HEADER_LEN_IN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The header's bytes.
+    pub fn bytes(&self) -> &[u8; HEADER_LEN_IN] {
+        &self.0
+    }
+
+    /// Length of the whole request, as announced.
+    pub fn len(&self) -> u32 {
+        self.u32_at(0)
+    }
+
+    /// The number its reply repeats.
+    pub fn unique(&self) -> u64 {
+        u64::from(self.u32_at(8)) | u64::from(self.u32_at(12)) << 32
+    }
+
+    /// Changes the number its reply repeats.
+    pub fn set_unique(&mut self, unique: u64) {
+        self.0[8..16].copy_from_slice(&unique.to_le_bytes());
+    }
+
+    /// Whether the request gets no reply.
+    pub fn is_silent(&self) -> bool {
+        matches!(self.u32_at(4), FORGET | INTERRUPT | BATCH_FORGET)
+    }
+
+    fn u32_at(&self, at: usize) -> u32 {
+        u32::from_le_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+    }
+}
+
+impl OutHeader {
+    /// Takes bytes as a header; `None` if no reply begins with them.
+    pub fn parse(bytes: &[u8; HEADER_LEN_OUT]) -> Option<Self> {
+        let [a, b, c, d, e, f, g, h, unique @ ..] = *bytes;
+        let len = u32::from_le_bytes([a, b, c, d]);
+        let error = i32::from_le_bytes([e, f, g, h]);
+        let fits = (HEADER_LEN_OUT..=MESSAGE_MAX).contains(&(len as usize));
+        let errs = error > ERROR_MIN && error < 0 && len as usize == HEADER_LEN_OUT;
+        (fits && (error == 0 || errs)).then(|| Self {
+            len,
+            error,
+            unique: u64::from_le_bytes(unique),
+        })
+    }
+
+    /// The header's bytes.
+    pub fn bytes(&self) -> [u8; HEADER_LEN_OUT] {
+        let mut bytes = [0; HEADER_LEN_OUT];
+        bytes[..4].copy_from_slice(&self.len.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.error.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.unique.to_le_bytes());
+        bytes
+    }
+}

@@ -1,0 +1,353 @@
+//! The device: its queues and what the event loop tells it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use event_manager::{EventOps, EventSet, Events};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::host_port::HostEnd;
+use super::muxer::Muxer;
+use super::packet::Header;
+use super::rx::RxQueue;
+use crate::GuestMemory;
+use crate::virtio::buffers::{Buffers, pop};
+use crate::virtio::mmio::EVENT_IDX;
+use crate::virtio::{ActivateError, Active, VirtioDevice};
+
+/// Packets to the guest, packets from the guest, events.
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+/// Linux fills the receive queue with buffers of 4 KiB: 256 of them hold 1 MiB on their way.
+const QUEUE_SIZES_MAX: [u16; 3] = [256, 256, 8];
+/// Packets taken from the guest before other devices have their turn.
+const TURN_PACKETS_MAX: usize = 256;
+/// The event that makes the guest drop all connections (5.10.6.7).
+const EVENT_TRANSPORT_RESET: u32 = 0;
+/// Half a second: what a connection's timeouts are counted in.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+
+/// Event data of the device's own descriptors.
+const DATA_READY: u32 = 0;
+const DATA_LISTENER: u32 = 1;
+const DATA_WAKE: u32 = 2;
+const DATA_TIMER: u32 = 3;
+const DATA_CONNECTIONS: u32 = 16;
+
+/// What a vsock device is made of.
+pub struct VsockConfig {
+    /// The guest's context ID, 3 or more.
+    pub guest_cid: u32,
+    /// Where host programs connect to reach the guest; listens already. It is made non-blocking.
+    pub listener: UnixListener,
+    /// The guest's connections to host port `P` go to the socket `<path>_P`.
+    pub path: PathBuf,
+    /// Signalled when the guest listens: clients wait in the listener's backlog until then.
+    pub ready: EventFd,
+    /// Ports that the VMM answers itself.
+    pub host_ports: Vec<(u32, HostEnd)>,
+    /// Called once, when the first byte was written to a [`HostEnd::Streams`].
+    pub on_first_output: Option<Box<dyn FnMut() + Send>>,
+}
+
+/// A vsock device.
+pub struct Vsock {
+    guest_cid: u32,
+    listener: UnixListener,
+    ready: EventFd,
+    /// Clients may be waiting in the backlog.
+    acceptable: bool,
+    /// Calls the event loop from where it is out of reach.
+    wake: EventFd,
+    timer: Option<OwnedFd>,
+    ticking: bool,
+    muxer: Muxer,
+    active: Option<Active>,
+    /// The guest is to be told to drop all connections.
+    reset_event: bool,
+}
+
+impl Vsock {
+    /// A device that nobody uses yet. Fails if an eventfd cannot be made.
+    pub fn new(config: VsockConfig) -> io::Result<Self> {
+        config.listener.set_nonblocking(true)?;
+        let VsockConfig { guest_cid, path, host_ports, on_first_output, .. } = config;
+        let cid = guest_cid.into();
+        Ok(Self {
+            guest_cid,
+            listener: config.listener,
+            ready: config.ready,
+            acceptable: false,
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            timer: None,
+            ticking: false,
+            muxer: Muxer::new(cid, path, host_ports, on_first_output, DATA_CONNECTIONS),
+            active: None,
+            reset_event: false,
+        })
+    }
+
+    /// Drops all connections and has the guest do the same: for a guest that was restored from a
+    /// snapshot, whose connections' other ends are in another process (5.10.6.7).
+    pub fn transport_reset(&mut self) {
+        self.muxer.forget_guest();
+        self.reset_event = true;
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Only a full counter is refused, and that is a signal too.
+        let _ = self.wake.write(1);
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        while self.acceptable && self.muxer.has_room() {
+            match self.listener.accept() {
+                Ok((socket, _)) => self.muxer.client(socket, ops),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // An empty backlog, or no descriptors left: the next client tries again.
+                Err(_) => self.acceptable = false,
+            }
+        }
+    }
+
+    /// Moves packets both ways, for as long as there are packets and buffers.
+    fn turn(&mut self, ops: &mut EventOps) {
+        loop {
+            self.accept(ops);
+            if let Some(active) = &mut self.active {
+                let mut turn = Turn { muxer: &mut self.muxer, active, ops };
+                // An error is a ring the driver has corrupted: it goes quiet until reset.
+                let _ = turn.packets();
+                let _ = turn.event(&mut self.reset_event);
+            }
+            let delivered = self.muxer.deliver(ops);
+            // A client may have waited for a connection that has ended now.
+            let again = delivered || self.acceptable && self.muxer.has_room();
+            if !again {
+                break;
+            }
+        }
+        if self.muxer.is_timed() && !self.ticking {
+            // Without a timer a silent guest or client keeps its connection, and nothing else.
+            self.ticking = self.start_tick(ops).is_ok();
+        }
+    }
+
+    fn start_tick(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let timer = match self.timer.take() {
+            Some(timer) => timer,
+            None => {
+                let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+                let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+                let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+                let added = ops.add(Events::with_data(&timer, DATA_TIMER, edges));
+                added.map_err(io::Error::other)?;
+                timer
+            }
+        };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval: never, it_value: TICK };
+        let started = timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once);
+        self.timer = Some(timer);
+        started?;
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn name(&self) -> &'static str {
+        "vsock"
+    }
+
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn features(&self) -> u64 {
+        EVENT_IDX
+    }
+
+    fn queue_sizes_max(&self) -> &[u16] {
+        &QUEUE_SIZES_MAX
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = u64::from(self.guest_cid).to_le_bytes();
+        let from = config.iter().skip(offset.min(8) as usize);
+        data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
+        if let Some(index) = active.queues.iter().position(|queue| !queue.ready()) {
+            return Err(ActivateError::QueueNotReady { device: self.name(), index });
+        }
+        for index in [RX, EVENT] {
+            quieten(&active.queues[index], &active.memory);
+        }
+        self.active = Some(active);
+        if self.reset_event || self.muxer.has_packets() {
+            // Something came before the guest's driver.
+            self.wake();
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.reset_event = false;
+        self.muxer.forget_guest();
+        self.wake();
+    }
+
+    fn register(&mut self, ops: &mut EventOps) {
+        let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        for (eventfd, data) in [(&self.ready, DATA_READY), (&self.wake, DATA_WAKE)] {
+            let added = ops.add(Events::with_data(eventfd, data, edges));
+            debug_assert!(added.is_ok(), "an eventfd can be watched: {added:?}");
+        }
+    }
+
+    fn queue_notified(&mut self, _index: usize, ops: &mut EventOps) {
+        self.turn(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            DATA_READY => {
+                let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+                // A second signal finds the listener watched already.
+                let _ = ops.add(Events::with_data(&self.listener, DATA_LISTENER, edges));
+                self.acceptable = true;
+            }
+            DATA_LISTENER => self.acceptable = true,
+            DATA_WAKE => self.muxer.sweep(ops),
+            DATA_TIMER => {
+                self.ticking = false;
+                self.muxer.tick(ops);
+            }
+            data => self.muxer.host_ready(data, events.event_set(), ops),
+        }
+        self.turn(ops);
+    }
+}
+
+/// Asks the driver not to notify of new buffers until the device has run out of them: it takes
+/// them when it has something to put there.
+fn quieten(queue: &Queue, memory: &GuestMemory) {
+    if queue.event_idx_enabled() {
+        let avail_event = queue.used_ring() + 4 + 8 * u64::from(queue.size());
+        let never = queue.next_avail().wrapping_sub(1);
+        // The ring was checked to be in memory.
+        let _ = memory.write_obj(never.to_le(), GuestAddress(avail_event));
+    }
+}
+
+/// The moving of packets, once.
+struct Turn<'a, 'o> {
+    muxer: &'a mut Muxer,
+    active: &'a mut Active,
+    ops: &'a mut EventOps<'o>,
+}
+
+impl Turn<'_, '_> {
+    /// Moves packets both ways and raises at most one interrupt for all of them.
+    fn packets(&mut self) -> Result<(), virtio_queue::Error> {
+        let used_before = [RX, TX].map(|index| self.active.queues[index].next_used());
+        let finished = self.take_packets().and_then(|()| self.fill());
+        let mut interrupt = false;
+        for (index, before) in [RX, TX].into_iter().zip(used_before) {
+            let queue = &mut self.active.queues[index];
+            if queue.next_used() != before {
+                interrupt |= queue.needs_notification(&*self.active.memory)?;
+            }
+        }
+        if interrupt {
+            self.active.interrupt.used();
+        }
+        finished
+    }
+
+    /// Takes the guest's packets.
+    fn take_packets(&mut self) -> Result<(), virtio_queue::Error> {
+        let memory = &*self.active.memory;
+        let queue = &mut self.active.queues[TX];
+        let size = queue.size().into();
+        let mut taken = 0;
+        loop {
+            while taken < TURN_PACKETS_MAX
+                && self.muxer.takes_packets()
+                && let Some(chain) = pop(queue, memory)?
+            {
+                taken += 1;
+                let head = chain.head_index();
+                // A chain that holds no packet goes back like one that does.
+                if let Ok(mut payload) = Buffers::readable(memory, chain, size) {
+                    let mut header = [0; Header::LEN];
+                    if payload.read(&mut header) == Header::LEN {
+                        self.muxer.packet(&Header::from_bytes(&header), payload, self.ops);
+                    }
+                }
+                queue.add_used(memory, head, 0)?;
+            }
+            if taken == TURN_PACKETS_MAX {
+                self.active.notify_again(TX);
+                return Ok(());
+            }
+            if !self.muxer.takes_packets() || !queue.enable_notification(memory)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fills the guest's receive buffers.
+    fn fill(&mut self) -> Result<(), virtio_queue::Error> {
+        let memory = &*self.active.memory;
+        let was_full = !self.muxer.takes_packets();
+        loop {
+            let queue = &mut self.active.queues[RX];
+            let starved = self.muxer.fill(&mut RxQueue::new(queue, memory), self.ops)?;
+            if !starved || !queue.enable_notification(memory)? {
+                break;
+            }
+        }
+        if was_full && self.muxer.takes_packets() {
+            self.active.notify_again(TX);
+        }
+        Ok(())
+    }
+
+    /// Tells the guest of a reset, if it is to be told and offers a buffer.
+    fn event(&mut self, reset: &mut bool) -> Result<(), virtio_queue::Error> {
+        let memory = &*self.active.memory;
+        let queue = &mut self.active.queues[EVENT];
+        while *reset {
+            let Some(chain) = pop(queue, memory)? else {
+                if queue.enable_notification(memory)? {
+                    continue;
+                }
+                return Ok(());
+            };
+            let head = chain.head_index();
+            let buffers = Buffers::writable(memory, chain, queue.size().into());
+            let event = EVENT_TRANSPORT_RESET.to_le_bytes();
+            let written = buffers.unwrap_or_default().write(&event);
+            queue.add_used(memory, head, written as u32)?;
+            *reset = written < event.len();
+            if queue.needs_notification(memory)? {
+                self.active.interrupt.used();
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,27 @@
+//! virtio-vsock: stream sockets between guest and host (virtio 1.3, section 5.10).
+//!
+//! Split by reason to change: [`packet`] is the wire format, [`credit`] the flow control,
+//! [`connection`] the state machine of one stream with its [`output`] to the host, [`muxer`] all
+//! of them, [`rx`] the guest's receive buffers, [`unix`] the convention for host programs,
+//! [`host_port`] the ports that the VMM answers itself, [`device`] queues and events.
+//!
+//! Bytes move by one system call between guest memory and a host descriptor. Only what the host
+//! does not take at once is copied, into a buffer bounded by the credit the guest was given; what
+//! the guest has no buffers for stays in the host's descriptor.
+
+mod backlog;
+mod connection;
+mod credit;
+mod device;
+mod host_port;
+mod muxer;
+mod output;
+mod packet;
+mod rx;
+mod unix;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::device::{Vsock, VsockConfig};
+pub use self::host_port::{Deliver, HostEnd};

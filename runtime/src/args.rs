@@ -1,0 +1,134 @@
+//! The command line as typed. What it means is decided in [`crate::request`].
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Containers in Linux kernels of their own.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version)]
+pub struct Args {
+    /// Where running VMs are kept [default: /run/bulkhead as root, else $XDG_RUNTIME_DIR/bulkhead]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command from a root directory in a micro-VM; its exit code is bulkhead's
+    Run(Box<RunArgs>),
+    /// Say whether this host can run micro-VMs, by trying, and what to do if it cannot
+    Doctor(DoctorArgs),
+}
+
+/// `bulkhead run`
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// Directory that is the container's root file system
+    #[arg(long, value_name = "DIR")]
+    pub rootfs: PathBuf,
+    /// Number of virtual CPUs
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub cpus: String,
+    /// Guest memory: a number of bytes, or of k, m or g
+    #[arg(short, long, value_name = "SIZE", default_value = "128m")]
+    pub memory: String,
+    /// Set a variable, or pass the caller's on
+    #[arg(short, long, value_name = "NAME[=VAL]")]
+    pub env: Vec<String>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR", default_value = "/")]
+    pub workdir: String,
+    /// Who runs the command: names or numbers
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Pass standard input on to the command
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Show a host directory or file in the container
+    #[arg(short, long, value_name = "HOST:GUEST[:ro]")]
+    pub volume: Vec<String>,
+    /// Refuse writes to the root file system
+    #[arg(long)]
+    pub read_only: bool,
+    /// Give the command a capability more, or ALL
+    #[arg(long, value_name = "CAP")]
+    pub cap_add: Vec<String>,
+    /// Take a capability away, or ALL
+    #[arg(long, value_name = "CAP")]
+    pub cap_drop: Vec<String>,
+    /// Limit a resource, e.g. nofile=1024:4096
+    #[arg(long, value_name = "TYPE=SOFT[:HARD]")]
+    pub ulimit: Vec<String>,
+    /// Name of the VM [default: random]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Host name in the container [default: the VM's name]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Guest kernel: a vmlinux with a PVH entry, or a bzImage [default: bulkhead's own]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Show the guest kernel's console on standard error
+    #[arg(long)]
+    pub console: bool,
+    /// Say afterwards on standard error when each phase of the start was reached
+    #[arg(long)]
+    pub timeline: bool,
+    /// Command to run, and its arguments
+    #[arg(
+        value_name = "CMD",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub command: Vec<String>,
+}
+
+/// `bulkhead doctor`
+#[derive(Clone, Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// Print the checks as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The first paragraph of clap's message as one sentence.
+pub fn sentence(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let lines = message.lines().map(str::trim).take_while(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ") + "; try `bulkhead --help`"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_command_keeps_its_own_options() {
+        let typed = ["bulkhead", "run", "-it", "--rootfs", "/r", "ls", "-l", "--root", "x"];
+        let args = Args::try_parse_from(typed).unwrap();
+        let Command::Run(run) = args.command else { panic!("not run") };
+        assert_eq!(run.command, ["ls", "-l", "--root", "x"]);
+        assert!(run.tty && run.interactive && args.root.is_none());
+    }
+
+    #[test]
+    fn errors_are_one_sentence() {
+        let error = Args::try_parse_from(["bulkhead", "run", "--rootfs", "/r"]).unwrap_err();
+        let sentence = sentence(&error.to_string());
+        assert!(sentence.contains("<CMD>") && !sentence.contains('\n'), "{sentence}");
+        assert!(!sentence.contains("Usage"), "{sentence}");
+    }
+}

@@ -1,0 +1,171 @@
+//! `bulkhead doctor`: whether this host can run micro-VMs, and what to do if it cannot.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use bulkhead_vmm::probe::{self, Check, Outcome};
+use serde::Serialize;
+
+use crate::args::DoctorArgs;
+use crate::assets::{self, AssetError, Dirs};
+use crate::state::Root;
+
+const CANNOT: u8 = 1;
+const INSTALL: &str = "build or install all of bulkhead: `make` puts its files together";
+/// What a kernel image's version string starts with.
+const BANNER: &[u8] = b"Linux version ";
+/// Longest part of that string that is shown.
+const VERSION_MAX: usize = 64;
+/// Far more than any kernel image has, in bytes.
+const KERNEL_MAX: u64 = 256 << 20;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Diagnosis {
+    /// Whether this host can run micro-VMs.
+    can_host: bool,
+    /// Bulkhead's own version.
+    version: &'static str,
+    checks: Vec<Check>,
+}
+
+/// Checks the host and prints what was found; success if it can run micro-VMs.
+pub fn run(args: &DoctorArgs, root: Option<&Root>) -> ExitCode {
+    if let Some(root) = root {
+        root.sweep();
+    }
+    let mut checks = probe::probe();
+    let can_host = probe::can_host(&checks);
+    checks.extend(assets(&Dirs::of_this_process()));
+    let diagnosis = Diagnosis { can_host, version: env!("CARGO_PKG_VERSION"), checks };
+    let text = if args.json { json(&diagnosis) } else { text(&diagnosis) };
+    println!("{text}");
+    if can_host { ExitCode::SUCCESS } else { ExitCode::from(CANNOT) }
+}
+
+fn json(diagnosis: &Diagnosis) -> String {
+    // Strings, booleans and lists always serialise.
+    serde_json::to_string_pretty(diagnosis).unwrap_or_default()
+}
+
+fn text(diagnosis: &Diagnosis) -> String {
+    let width = diagnosis.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let mut lines = vec![format!("bulkhead {}", diagnosis.version)];
+    let mut given: Vec<&str> = Vec::new();
+    for check in &diagnosis.checks {
+        let outcome = match check.outcome {
+            Outcome::Ok => "ok",
+            Outcome::Warning => "warning",
+            Outcome::Failed => "FAILED",
+        };
+        lines.push(format!("{outcome:7}  {:width$}  {}", check.name, check.detail));
+        // Several failures often have one cause: its cure is told once.
+        if let Some(advice) = check.advice.as_deref().filter(|advice| !given.contains(advice)) {
+            given.push(advice);
+            lines.push(format!("{:7}  -> {advice}", ""));
+        }
+    }
+    lines.push(verdict(diagnosis));
+    lines.join("\n")
+}
+
+fn verdict(diagnosis: &Diagnosis) -> String {
+    let count = |outcome| diagnosis.checks.iter().filter(|check| check.outcome == outcome).count();
+    let failed = count(Outcome::Failed);
+    let warnings = match count(Outcome::Warning) {
+        0 => String::new(),
+        1 => ", with 1 warning".to_owned(),
+        warnings => format!(", with {warnings} warnings"),
+    };
+    match (diagnosis.can_host, failed) {
+        (true, _) => format!("This host can run micro-VMs{warnings}."),
+        (false, 1) => "This host cannot run micro-VMs: 1 check failed.".to_owned(),
+        (false, _) => format!("This host cannot run micro-VMs: {failed} checks failed."),
+    }
+}
+
+/// Whether the files bulkhead needs are there. Their lack is a warning: it is no fault of the host.
+fn assets(dirs: &Dirs) -> [Check; 3] {
+    let found = |name, path: Result<PathBuf, AssetError>, version: fn(&Path) -> Option<String>| {
+        match path {
+            Ok(path) => {
+                let version = version(&path).map(|version| format!(" ({version})"));
+                let version = version.unwrap_or_default();
+                Check::ok(name, format!("{}{version}", path.display()))
+            }
+            Err(error) => Check::warning(name, error.to_string(), INSTALL),
+        }
+    };
+    [
+        found("monitor", dirs.program(assets::VMM), vmm_version),
+        found("agent", dirs.program(assets::AGENT), |_| None),
+        found("guest kernel", dirs.file(assets::KERNEL), kernel_version),
+    ]
+}
+
+fn vmm_version(path: &Path) -> Option<String> {
+    let output = Command::new(path).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    Some(text.lines().next()?.trim().to_owned())
+}
+
+fn kernel_version(path: &Path) -> Option<String> {
+    let mut image = Vec::new();
+    File::open(path).ok()?.take(KERNEL_MAX).read_to_end(&mut image).ok()?;
+    let start = image.windows(BANNER.len()).position(|bytes| bytes == BANNER)? + BANNER.len();
+    let rest = image[start..].iter().take(VERSION_MAX);
+    let version: Vec<u8> = rest.take_while(|byte| byte.is_ascii_graphic()).copied().collect();
+    String::from_utf8(version).ok().map(|version| format!("Linux {version}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn diagnosis(checks: Vec<Check>) -> Diagnosis {
+        Diagnosis { can_host: probe::can_host(&checks), version: "1.2.3", checks }
+    }
+
+    #[test]
+    fn a_bad_host_is_told_with_its_cure_once() {
+        let text = text(&diagnosis(vec![
+            Check::ok("one", "well"),
+            Check::failed("second", "broken", "mend it"),
+            Check::failed("third", "broken too", "mend it"),
+        ]));
+        assert!(text.contains("FAILED   second  broken\n"), "{text}");
+        assert_eq!(text.matches("mend it").count(), 1, "{text}");
+        assert!(text.ends_with("This host cannot run micro-VMs: 2 checks failed."), "{text}");
+    }
+
+    #[test]
+    fn a_good_host_may_have_warnings() {
+        let text = text(&diagnosis(vec![Check::ok("a", "b"), Check::warning("c", "d", "e")]));
+        assert!(text.ends_with("This host can run micro-VMs, with 1 warning."), "{text}");
+    }
+
+    #[test]
+    fn json_has_the_verdict_and_every_check() {
+        let json = json(&diagnosis(vec![Check::ok("a", "b"), Check::failed("c", "d", "e")]));
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["can_host"], false);
+        assert_eq!(value["version"], "1.2.3");
+        let ok = serde_json::json!({"name": "a", "outcome": "ok", "detail": "b", "advice": null});
+        assert_eq!(value["checks"][0], ok);
+        assert_eq!(value["checks"][1]["outcome"], "failed");
+        assert_eq!(value["checks"][1]["advice"], "e");
+    }
+
+    #[test]
+    fn a_kernel_says_its_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmlinux");
+        fs::write(&path, b"\x7fELF\0\0Linux version 6.12.1-x (builder) #1\0").unwrap();
+        assert_eq!(kernel_version(&path).as_deref(), Some("Linux 6.12.1-x"));
+        fs::write(&path, b"nothing of the kind").unwrap();
+        assert_eq!(kernel_version(&path), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! `bulkhead run`: a command in a micro-VM, from start to exit code.
+
+use std::io;
+use std::time::SystemTime;
+
+use bulkhead_protocol::rpc::agent::StartFailure;
+use bulkhead_vmm::spec::{Outcome, Report};
+use bulkhead_vmm::timeline::Timeline;
+
+use crate::agent::{Agent, AgentError};
+use crate::args::RunArgs;
+use crate::assets::Dirs;
+use crate::facts::{FactError, Facts};
+use crate::request::{Request, RequestError};
+use crate::session::{Cause, Ended, Session};
+use crate::signals::Signals;
+use crate::state::{Root, StateError};
+use crate::verdict::{self, VerdictError};
+use crate::vmm::{self, Input, Vmm, VmmError};
+use crate::{EXIT_FAILED, plan, timeline};
+
+/// Exit codes of a command that cannot be executed, and of one that is not there, as in shells.
+const EXIT_NOT_EXECUTABLE: u8 = 126;
+const EXIT_NOT_FOUND: u8 = 127;
+/// Exit codes from here on are 128 + a signal's number.
+const EXIT_SIGNAL: u8 = 128;
+/// Bytes of randomness in a name that was not given.
+const NAME_BYTES: usize = 6;
+
+/// Why no container ran to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Fact(#[from] FactError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Verdict(#[from] VerdictError),
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("cannot receive signals: {0}")]
+    Signals(#[source] io::Error),
+    #[error("lost track of bulkhead-vmm: {0}")]
+    Session(#[source] io::Error),
+    #[error("no random name can be made ({0}); give a --name")]
+    Name(#[source] io::Error),
+    #[error("{}", .0.message)]
+    Start(StartFailure),
+    #[error("{message}")]
+    Vm {
+        /// One clause.
+        message: String,
+        /// The guest kernel's last lines, if it panicked.
+        kernel_log: Vec<String>,
+    },
+}
+
+impl RunError {
+    /// What bulkhead exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(failure) if failure.errno == libc::ENOENT as u32 => EXIT_NOT_FOUND,
+            Self::Start(_) => EXIT_NOT_EXECUTABLE,
+            _ => EXIT_FAILED,
+        }
+    }
+
+    /// What the guest's kernel said last, if that matters.
+    pub fn kernel_log(&self) -> &[String] {
+        match self {
+            Self::Vm { kernel_log, .. } => kernel_log,
+            _ => &[],
+        }
+    }
+}
+
+/// Runs the container; returns its exit code. `started_ns` is where the timeline begins.
+pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError> {
+    let request = Request::try_from(args)?;
+    let facts = Facts::gather(&request, &Dirs::of_this_process())?;
+    root.create()?;
+    verdict::ensure(root)?;
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => random_name()?,
+    };
+    let dir = root.claim(&name)?;
+    let from_ns = request.timeline.then_some(started_ns);
+    let timeline = Timeline::new(from_ns);
+    // Before the VMM is there: none may be lost.
+    let signals = Signals::block().map_err(RunError::Signals)?;
+    let vm = plan::vm(&request, &facts, &name, dir.socket(), from_ns);
+    let vmm = Vmm::start(&facts.vmm, vm, &dir, input(&request))?;
+    timeline.mark("spawned");
+    let container = plan::container(&request, &facts, &name, clock_ns());
+    let agent = Agent::connect(&dir.socket(), container)?;
+    let raw_wanted = request.tty && request.interactive;
+    let session = Session::new(vmm, agent, signals, facts.window, raw_wanted, &timeline);
+    let ended = session.run().map_err(RunError::Session)?;
+    if request.timeline {
+        let guest = ended.report.iter().flat_map(|report| report.timeline.iter().cloned());
+        eprint!("{}", timeline::table(timeline.marks().into_iter().chain(guest).collect()));
+    }
+    exit_code(ended)
+}
+
+fn input(request: &Request) -> Input {
+    match (request.interactive, request.tty) {
+        (true, _) => Input::Inherited,
+        (false, true) => Input::Silent,
+        (false, false) => Input::Empty,
+    }
+}
+
+fn random_name() -> Result<String, RunError> {
+    let mut bytes = [0; NAME_BYTES];
+    let flags = rustix::rand::GetRandomFlags::empty();
+    rustix::rand::getrandom(&mut bytes, flags).map_err(|error| RunError::Name(error.into()))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn clock_ns() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(0)
+}
+
+/// What came first counts: a failure to start, the VMM's report, why we ended the VM, how it died.
+fn exit_code(ended: Ended) -> Result<u8, RunError> {
+    let vm = |message: String, kernel_log| RunError::Vm { message, kernel_log };
+    match (ended.cause, ended.report) {
+        (Some(Cause::StartFailed(failure)), _) => Err(RunError::Start(failure)),
+        (_, Some(Report { outcome: Outcome::Exited { code, .. }, .. })) => Ok(code),
+        (_, Some(Report { outcome: Outcome::Failed { message, kernel_log }, .. })) => {
+            Err(vm(message, kernel_log))
+        }
+        (Some(Cause::Signal(signal)), None) => {
+            Ok(u8::try_from(signal).map_or(EXIT_FAILED, |signal| EXIT_SIGNAL | signal))
+        }
+        (Some(Cause::Agent(error)), None) => Err(error.into()),
+        (None, None) => Err(vm(vmm::describe(ended.status), Vec::new())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    fn ended(cause: Option<Cause>, outcome: Option<Outcome>) -> Ended {
+        let report = outcome.map(|outcome| Report { outcome, timeline: Vec::new() });
+        Ended { status: ExitStatus::from_raw(9), report, cause }
+    }
+
+    fn start_failure(errno: i32) -> Cause {
+        let errno = errno as u32;
+        Cause::StartFailed(StartFailure { errno, message: "x".into(), ..Default::default() })
+    }
+
+    fn code(cause: Option<Cause>, outcome: Option<Outcome>) -> u8 {
+        exit_code(ended(cause, outcome)).unwrap_or_else(|error| error.exit_code())
+    }
+
+    #[test]
+    fn the_exit_code_is_the_process_s_or_says_what_failed() {
+        let exited = |code| Some(Outcome::Exited { code, oom_killed: false });
+        let failed = Outcome::Failed { message: "m".into(), kernel_log: vec!["l".into()] };
+        assert_eq!(code(None, exited(0)), 0);
+        assert_eq!(code(None, exited(143)), 143);
+        assert_eq!(code(None, Some(failed)), 125);
+        assert_eq!(code(None, None), 125);
+        assert_eq!(code(Some(start_failure(libc::ENOENT)), None), 127);
+        assert_eq!(code(Some(start_failure(libc::EACCES)), None), 126);
+        assert_eq!(code(Some(start_failure(libc::ENOENT)), exited(1)), 127);
+        assert_eq!(code(Some(Cause::Signal(libc::SIGINT)), None), 130);
+        assert_eq!(code(Some(Cause::Signal(libc::SIGINT)), exited(3)), 3);
+        assert_eq!(code(Some(Cause::Agent(AgentError::Closed)), None), 125);
+    }
+
+    #[test]
+    fn a_vm_s_own_words_come_before_ours() {
+        let failed = Outcome::Failed { message: "panic".into(), kernel_log: vec!["l".into()] };
+        let cause = Some(Cause::Agent(AgentError::Closed));
+        let error = exit_code(ended(cause, Some(failed))).unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.kernel_log().len()), ("panic", 1));
+        let error = exit_code(ended(None, None)).unwrap_err().to_string();
+        assert!(error.contains("killed by signal 9"), "{error}");
+    }
+
+    #[test]
+    fn random_names_are_names_and_differ() {
+        let [one, two] = [(); 2].map(|()| random_name().unwrap());
+        assert_eq!(one.len(), 12);
+        assert_ne!(one, two);
+    }
+}

@@ -1,0 +1,193 @@
+//! What `bulkhead run` was asked for, checked as far as text alone can tell.
+
+mod capabilities;
+mod memory;
+mod names;
+mod ulimit;
+mod volume;
+
+use std::path::PathBuf;
+
+use bulkhead_vmm::spec::VCPUS_MAX;
+
+use crate::args::RunArgs;
+pub use ulimit::Ulimit;
+pub use volume::Volume;
+
+/// Why what was typed makes no container.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    #[error("--cpus {0}: give a number from 1 to {VCPUS_MAX}")]
+    Cpus(String),
+    #[error(transparent)]
+    Memory(#[from] memory::MemoryError),
+    #[error(transparent)]
+    Volume(#[from] volume::VolumeError),
+    #[error(transparent)]
+    Capability(#[from] capabilities::CapabilityError),
+    #[error(transparent)]
+    Ulimit(#[from] ulimit::UlimitError),
+    #[error(transparent)]
+    Name(#[from] names::NameError),
+    #[error("--env {0:?}: give NAME=VALUE or NAME")]
+    Env(String),
+    #[error("--workdir {0}: give an absolute path in the container")]
+    Workdir(String),
+    #[error("--user {0:?}: give USER or USER:GROUP")]
+    User(String),
+}
+
+/// A variable of `--env`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    pub name: String,
+    /// `None` to pass the caller's on.
+    pub value: Option<String>,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub name: Option<String>,
+    pub hostname: Option<String>,
+    pub rootfs: PathBuf,
+    pub read_only: bool,
+    pub volumes: Vec<Volume>,
+    pub kernel: Option<PathBuf>,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub command: Vec<String>,
+    pub env: Vec<Variable>,
+    pub workdir: String,
+    pub user: Option<String>,
+    pub capabilities: Vec<&'static str>,
+    pub ulimits: Vec<Ulimit>,
+    pub tty: bool,
+    pub interactive: bool,
+    pub console: bool,
+    pub timeline: bool,
+}
+
+impl TryFrom<&RunArgs> for Request {
+    type Error = RequestError;
+
+    fn try_from(args: &RunArgs) -> Result<Self, RequestError> {
+        let volumes = args.volume.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        volume::check_unique(&volumes)?;
+        let ulimits = args.ulimit.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        Ok(Self {
+            name: args.name.as_deref().map(names::vm).transpose()?,
+            hostname: args.hostname.as_deref().map(names::host).transpose()?,
+            rootfs: args.rootfs.clone(),
+            read_only: args.read_only,
+            volumes,
+            kernel: args.kernel.clone(),
+            vcpus: vcpus(&args.cpus)?,
+            memory_mib: memory::mib(&args.memory)?,
+            command: args.command.clone(),
+            env: args.env.iter().map(|text| variable(text)).collect::<Result<_, _>>()?,
+            workdir: workdir(&args.workdir)?,
+            user: args.user.as_deref().map(user).transpose()?,
+            capabilities: capabilities::chosen(&args.cap_add, &args.cap_drop)?,
+            ulimits,
+            tty: args.tty,
+            interactive: args.interactive,
+            console: args.console,
+            timeline: args.timeline,
+        })
+    }
+}
+
+fn vcpus(text: &str) -> Result<u8, RequestError> {
+    let count = text.parse().ok().filter(|count| (1..=VCPUS_MAX).contains(count));
+    count.ok_or_else(|| RequestError::Cpus(text.to_owned()))
+}
+
+fn variable(text: &str) -> Result<Variable, RequestError> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    match name {
+        "" => Err(RequestError::Env(text.to_owned())),
+        name => Ok(Variable { name: name.to_owned(), value }),
+    }
+}
+
+fn workdir(text: &str) -> Result<String, RequestError> {
+    match text.starts_with('/') {
+        true => Ok(text.to_owned()),
+        false => Err(RequestError::Workdir(text.to_owned())),
+    }
+}
+
+fn user(text: &str) -> Result<String, RequestError> {
+    let (user, group) = text.split_once(':').unwrap_or((text, "0"));
+    match user.is_empty() || group.is_empty() || group.contains(':') {
+        true => Err(RequestError::User(text.to_owned())),
+        false => Ok(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Args, Command};
+    use clap::Parser;
+
+    fn request(options: &[&str]) -> Result<Request, String> {
+        let typed = ["bulkhead", "run", "--rootfs", "/r"].iter().chain(options).chain(&["true"]);
+        let Command::Run(run) = Args::try_parse_from(typed).unwrap().command else {
+            panic!("not run")
+        };
+        Request::try_from(&*run).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults() {
+        let request = request(&[]).unwrap();
+        assert_eq!((request.vcpus, request.memory_mib, &*request.workdir), (1, 128, "/"));
+        assert!(!request.tty && !request.interactive && request.name.is_none());
+        assert_eq!(request.capabilities.len(), 14);
+    }
+
+    #[test]
+    fn each_bad_option_is_named_in_one_sentence() {
+        for (option, value) in [
+            ("--cpus", "0"),
+            ("--cpus", "33"),
+            ("--cpus", "99999999999999999999"),
+            ("--cpus", "-1"),
+            ("--cpus", "two"),
+            ("--memory", "0"),
+            ("--memory", "1"),
+            ("--memory", "9999999g"),
+            ("--env", "=x"),
+            ("--env", ""),
+            ("--workdir", "tmp"),
+            ("--user", ""),
+            ("--user", ":0"),
+            ("--user", "a:b:c"),
+            ("--volume", "/a:b"),
+            ("--name", ".."),
+            ("--hostname", "a b"),
+            ("--cap-add", "CAP_FLY"),
+            ("--ulimit", "nofile"),
+        ] {
+            let error = request(&[&format!("{option}={value}")]).unwrap_err();
+            assert!(error.starts_with(option), "{option} {value}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn variables_are_set_or_passed_on() {
+        let env = request(&["-e", "A=b=c", "-e", "D", "-e", "E="]).unwrap().env;
+        let expected = [("A", Some("b=c")), ("D", None), ("E", Some(""))];
+        let expected = expected.map(|(name, value)| Variable {
+            name: name.to_owned(),
+            value: value.map(str::to_owned),
+        });
+        assert_eq!(env, expected);
+    }
+}

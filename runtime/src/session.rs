@@ -1,0 +1,260 @@
+//! A running VM seen from outside: signals go in, the end comes out.
+//!
+//! ```text
+//!            agent answers         process started
+//!   booting ───────────────▶ creating ───────────────▶ running
+//!      │ INT, TERM, ...          │ start failure          │ signals are passed on
+//!      └───────── VMM killed ◀───┴──── agent silent ◀─────┤
+//!                     └──────────▶ ended ◀────────────────┘ VMM ends by itself
+//! ```
+//!
+//! One thread, one poll(2) over signals, the VMM's pidfd and report, and the agent's socket. The
+//! session ends when the VMM has ended, never before.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use bulkhead_protocol::rpc::agent::StartFailure;
+use bulkhead_vmm::spec::Report;
+use bulkhead_vmm::timeline::Timeline;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::Winsize;
+
+use crate::agent::{Agent, AgentError, Event};
+use crate::signals::Signals;
+use crate::terminal::{self, Raw};
+use crate::vmm::Vmm;
+
+/// How long the agent may owe an answer before a signal to end the container ends the VM.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long a VMM may outlive the connection to its agent before the container runs.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Booting,
+    Creating,
+    Running,
+}
+
+/// Why the session ended the VM.
+#[derive(Debug)]
+pub enum Cause {
+    /// The container's process could not be executed.
+    StartFailed(StartFailure),
+    /// A signal came that nobody inside could take.
+    Signal(i32),
+    /// The agent failed before the container ran.
+    Agent(AgentError),
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Of the VMM.
+    pub status: ExitStatus,
+    /// The VMM's report, if it wrote one.
+    pub report: Option<Report>,
+    /// Why the session ended the VM, if it did.
+    pub cause: Option<Cause>,
+}
+
+/// A running VM.
+pub struct Session<'a> {
+    vmm: Vmm,
+    agent: Option<Agent>,
+    signals: Signals,
+    timeline: &'a Timeline,
+    phase: Phase,
+    /// The size the container's terminal was given, if it has one.
+    window: Option<Winsize>,
+    /// The caller's terminal is to be raw while the container has it.
+    raw_wanted: bool,
+    raw: Option<Raw>,
+    cause: Option<Cause>,
+    /// When a VM without an agent is ended, and why.
+    farewell: Option<(Instant, AgentError)>,
+}
+
+/// What poll(2) found.
+struct Ready {
+    signals: bool,
+    ended: bool,
+    report: bool,
+    agent: bool,
+}
+
+impl<'a> Session<'a> {
+    /// A session on a VM that has been started. With `window`, the container has a terminal of that
+    /// size; with `raw_wanted`, the caller types at it.
+    pub fn new(
+        vmm: Vmm,
+        agent: Agent,
+        signals: Signals,
+        window: Option<Winsize>,
+        raw_wanted: bool,
+        timeline: &'a Timeline,
+    ) -> Self {
+        Self {
+            vmm,
+            agent: Some(agent),
+            signals,
+            timeline,
+            phase: Phase::Booting,
+            window,
+            raw_wanted,
+            raw: None,
+            cause: None,
+            farewell: None,
+        }
+    }
+
+    /// Runs until the VM has ended. The terminal is as it was then.
+    pub fn run(mut self) -> io::Result<Ended> {
+        loop {
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(error) => {
+                    self.vmm.kill();
+                    self.vmm.wait()?;
+                    return Err(error);
+                }
+            };
+            if ready.report {
+                self.vmm.read_report();
+            }
+            if ready.agent {
+                self.serve_agent();
+            }
+            if ready.ended {
+                break;
+            }
+            if ready.signals {
+                for signal in self.signals.read()? {
+                    self.take_signal(signal);
+                }
+            }
+            self.end_if_overdue();
+        }
+        drop(self.raw);
+        let (status, report) = self.vmm.wait()?;
+        let farewell = self.farewell.map(|(_, error)| Cause::Agent(error));
+        Ok(Ended { status, report, cause: self.cause.or(farewell) })
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let signals = PollFd::new(&self.signals, PollFlags::IN);
+        let pidfd = self.vmm.pidfd();
+        let mut fds = vec![signals, PollFd::new(&pidfd, PollFlags::IN)];
+        let report = self.vmm.report_fd();
+        let report_at = report.as_ref().map(|fd| push(&mut fds, fd, PollFlags::IN));
+        let agent = self.agent.as_ref();
+        let agent_at = agent.map(|agent| push(&mut fds, agent, agent.interest()));
+        let left = self.farewell.as_ref().map(|(until, _)| {
+            let left = until.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        rustix::io::retry_on_intr(|| poll(&mut fds, left.as_ref()))?;
+        let ready = |at: usize| !fds[at].revents().is_empty();
+        Ok(Ready {
+            signals: ready(0),
+            ended: ready(1),
+            report: report_at.is_some_and(ready),
+            agent: agent_at.is_some_and(ready),
+        })
+    }
+
+    fn serve_agent(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        match agent.process() {
+            Ok(events) => events.into_iter().for_each(|event| self.take_event(event)),
+            Err(error) => self.lose_agent(error),
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Connected => {
+                debug_assert_eq!(self.phase, Phase::Booting);
+                self.timeline.mark("connected");
+                self.phase = Phase::Creating;
+                // Until here the keys that interrupt do so; from here on the container gets them.
+                if self.raw_wanted {
+                    self.raw = Raw::enter().unwrap_or(None);
+                }
+            }
+            Event::Started => {
+                debug_assert_eq!(self.phase, Phase::Creating);
+                self.timeline.mark("started");
+                self.phase = Phase::Running;
+                self.resize();
+            }
+            Event::StartFailed(failure) => self.end(Cause::StartFailed(failure)),
+        }
+    }
+
+    fn take_signal(&mut self, signal: i32) {
+        if signal == libc::SIGWINCH {
+            return self.resize();
+        }
+        let silent = self.agent.as_ref().and_then(Agent::silent_since);
+        let ends = matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT);
+        let helpless = match (&self.agent, self.phase) {
+            (Some(_), Phase::Running) => silent.is_some_and(|since| since.elapsed() > ANSWER_MAX),
+            _ => true,
+        };
+        if ends && helpless {
+            return self.end(Cause::Signal(signal));
+        }
+        if let Some(Err(error)) = self.agent.as_mut().map(|agent| agent.signal(signal)) {
+            self.lose_agent(error);
+        }
+    }
+
+    fn resize(&mut self) {
+        let (Some(known), Phase::Running) = (&self.window, self.phase) else { return };
+        let now = terminal::window();
+        if (known.ws_row, known.ws_col) == (now.ws_row, now.ws_col) {
+            return;
+        }
+        self.window = Some(now);
+        let resized = self.agent.as_mut().map(|agent| agent.resize(now.ws_row, now.ws_col));
+        if let Some(Err(error)) = resized {
+            self.lose_agent(error);
+        }
+    }
+
+    /// The VMM knows best why, and says so when it ends, which it does by itself or shortly.
+    fn lose_agent(&mut self, error: AgentError) {
+        self.agent = None;
+        if self.phase == Phase::Running {
+            return;
+        }
+        let patience = match error {
+            AgentError::Create(_) | AgentError::Nonsense(_) => Duration::ZERO,
+            _ => FAREWELL_MAX,
+        };
+        self.farewell.get_or_insert((Instant::now() + patience, error));
+    }
+
+    fn end_if_overdue(&mut self) {
+        if self.farewell.as_ref().is_some_and(|(until, _)| *until <= Instant::now())
+            && let Some((_, error)) = self.farewell.take()
+        {
+            self.end(Cause::Agent(error));
+        }
+    }
+
+    fn end(&mut self, cause: Cause) {
+        self.cause.get_or_insert(cause);
+        self.vmm.kill();
+    }
+}
+
+/// Adds a descriptor to poll; returns where.
+fn push<'fd>(fds: &mut Vec<PollFd<'fd>>, fd: &'fd impl AsFd, events: PollFlags) -> usize {
+    fds.push(PollFd::new(fd, events));
+    fds.len() - 1
+}

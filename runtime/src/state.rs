@@ -1,0 +1,269 @@
+//! Where running VMs are kept: a directory a VM below the root directory.
+//!
+//! ```text
+//! ROOT/.lock          held while a VM's directory is made, removed or swept
+//! ROOT/.kvm           the probe's last good verdict (see verdict.rs)
+//! ROOT/NAME/lock      held by `bulkhead run` and by its bulkhead-vmm for as long as either lives
+//! ROOT/NAME/vsock.sock
+//! ```
+//!
+//! A directory whose `lock` nobody holds belongs to the dead: the next call of `bulkhead` removes
+//! it. The lock is a flock(2) on an open file that the VMM inherits, so it cannot outlive its
+//! holders, whatever they die of, and there is no process ID that could be another's by now.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+/// The root directory for root.
+const SYSTEM_ROOT: &str = "/run/bulkhead";
+/// The most bytes of a Unix socket's path: `sun_path` of linux/un.h without its final NUL.
+const SOCKET_PATH_MAX: usize = 107;
+/// Room for what is appended to a VM's socket path: `_` and a port.
+const PORT_SUFFIX_MAX: usize = 11;
+
+/// Why a VM's state cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("no place to keep running VMs: set XDG_RUNTIME_DIR or give --root DIR")]
+    NoRoot,
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    #[error("a VM named {0} is running already; choose another --name")]
+    Running(String),
+    #[error("{} is too long a path for a Unix socket; give a shorter --root or --name", .0.display())]
+    TooLong(PathBuf),
+}
+
+fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> StateError {
+    move |source| StateError::Io { action, path: path.to_owned(), source: source.into() }
+}
+
+/// The root directory; it may not exist yet.
+#[derive(Clone, Debug)]
+pub struct Root(PathBuf);
+
+impl Root {
+    /// The directory asked for, or the default for this user.
+    pub fn choose(asked: Option<PathBuf>) -> Result<Self, StateError> {
+        if let Some(root) = asked {
+            return std::path::absolute(&root).map(Self).map_err(failed("find", &root));
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok(Self(SYSTEM_ROOT.into()));
+        }
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        runtime.map(|dir| Self(Path::new(&dir).join("bulkhead"))).ok_or(StateError::NoRoot)
+    }
+
+    /// A file of the root directory itself.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Makes the directory if it is not there, for this user alone.
+    pub fn create(&self) -> Result<(), StateError> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&self.0).map_err(failed("make directory", &self.0))
+    }
+
+    /// Removes what dead VMs left behind, as far as this user may; does not make the root.
+    pub fn sweep(&self) {
+        if let Ok(lock) = self.lock() {
+            self.sweep_locked(&lock);
+        }
+    }
+
+    /// Makes the directory of a VM, after a sweep; refuses a name that is in use.
+    pub fn claim(&self, name: &str) -> Result<VmDir, StateError> {
+        let path = self.0.join(name);
+        let socket = path.join(VmDir::SOCKET);
+        if socket.as_os_str().as_bytes().len() + PORT_SUFFIX_MAX > SOCKET_PATH_MAX {
+            return Err(StateError::TooLong(socket));
+        }
+        let lock = self.lock()?;
+        self.sweep_locked(&lock);
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(StateError::Running(name.to_owned()));
+            }
+            made => made.map_err(failed("make directory", &path))?,
+        }
+        // From here on an error drops the directory again.
+        let file = path.join(VmDir::LOCK);
+        let held = open_lock(&file).and_then(|held| {
+            flock(&held, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(held)
+        });
+        match held {
+            Ok(held) => Ok(VmDir { root: self.clone(), path, lock: held }),
+            Err(source) => {
+                let _ = fs::remove_dir_all(&path);
+                Err(failed("lock", &file)(source))
+            }
+        }
+    }
+
+    fn lock(&self) -> Result<File, StateError> {
+        let path = self.file(".lock");
+        let file = open_lock(&path).map_err(failed("open", &path))?;
+        rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
+            .map_err(failed("lock", &path))?;
+        Ok(file)
+    }
+
+    fn sweep_locked(&self, _lock: &File) {
+        let Ok(entries) = fs::read_dir(&self.0) else { return };
+        let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
+        for dir in dirs.map(|entry| entry.path()).filter(|dir| is_dead(dir)) {
+            // What cannot be removed now (another user's) is the next call's to try.
+            let _ = fs::remove_dir_all(dir);
+        }
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600).open(path)
+}
+
+/// Whether nobody holds the lock of a VM's directory. The root's lock keeps half-made ones away.
+fn is_dead(dir: &Path) -> bool {
+    match File::open(dir.join(VmDir::LOCK)) {
+        Ok(file) => {
+            !matches!(flock(&file, FlockOperation::NonBlockingLockExclusive), Err(Errno::AGAIN))
+        }
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// The directory of a VM of ours; removed when dropped.
+#[derive(Debug)]
+pub struct VmDir {
+    root: Root,
+    path: PathBuf,
+    lock: File,
+}
+
+impl VmDir {
+    const LOCK: &str = "lock";
+    const SOCKET: &str = "vsock.sock";
+
+    /// Path of the VM's vsock socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join(Self::SOCKET)
+    }
+
+    /// The lock that says that the VM lives, for the VMM to inherit.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+}
+
+impl Drop for VmDir {
+    fn drop(&mut self) {
+        // Without the root's lock the next VM of this name could be making its directory already.
+        // A failure leaves work for the next sweep.
+        if let Ok(_root) = self.root.lock() {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root(dir.path().join("root"));
+        root.create().unwrap();
+        (dir, root)
+    }
+
+    fn names(root: &Root) -> Vec<String> {
+        let entries = fs::read_dir(&root.0).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_name_is_taken_while_its_vm_lives() {
+        let (_dir, root) = root();
+        let first = root.claim("web").unwrap();
+        assert!(matches!(root.claim("web"), Err(StateError::Running(name)) if name == "web"));
+        assert!(root.claim("db").is_ok());
+        drop(first);
+        assert_eq!(names(&root), [""; 0]);
+        assert!(root.claim("web").is_ok());
+    }
+
+    #[test]
+    fn a_lock_that_another_process_inherited_keeps_the_name_taken() {
+        let (_dir, root) = root();
+        let vm = root.claim("web").unwrap();
+        let inherited = vm.lock().try_clone_to_owned().unwrap();
+        // What SIGKILL does to `bulkhead run`: no destructor, descriptors closed.
+        let VmDir { .. } = &vm;
+        let lock = vm.lock.as_fd().try_clone_to_owned().unwrap();
+        std::mem::forget(vm);
+        drop(lock);
+        assert!(matches!(root.claim("web"), Err(StateError::Running(_))));
+        drop(inherited);
+    }
+
+    #[test]
+    fn what_the_dead_left_is_swept_and_the_living_stay() {
+        let (_dir, root) = root();
+        let living = root.claim("living").unwrap();
+        for dead in ["dead", "half-made"] {
+            fs::create_dir(root.file(dead)).unwrap();
+        }
+        fs::write(root.file("dead/lock"), "").unwrap();
+        fs::write(root.file("dead/vsock.sock_10"), "").unwrap();
+        fs::write(root.file(".kvm"), "kept").unwrap();
+        root.sweep();
+        assert_eq!(names(&root), ["living"]);
+        assert!(root.file(".kvm").exists());
+        drop(living);
+    }
+
+    #[test]
+    fn a_dead_vm_does_not_block_its_name() {
+        let (_dir, root) = root();
+        fs::create_dir(root.file("web")).unwrap();
+        fs::write(root.file("web/lock"), "").unwrap();
+        assert!(root.claim("web").is_ok());
+    }
+
+    #[test]
+    fn sweeping_where_nothing_is_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root(dir.path().join("root"));
+        root.sweep();
+        assert!(!dir.path().join("root").exists());
+    }
+
+    #[test]
+    fn too_long_a_socket_path_is_refused_before_anything_is_made() {
+        let (_dir, root) = root();
+        let root = Root(root.0.join("x".repeat(100)));
+        assert!(matches!(root.claim("web"), Err(StateError::TooLong(_))));
+    }
+}
