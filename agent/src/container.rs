@@ -7,9 +7,10 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use rustix::thread::ThreadNameSpaceType;
 
+use crate::clone::{self, Place};
 use crate::guest::Guest;
 use crate::mounts::{self, Sources};
-use crate::process::{self, Launch, Place, ProcessError, step};
+use crate::process::{self, Course, Launch, ProcessError, step};
 use crate::stdio::{self, Ends, Stream};
 
 /// The container, once its process was spawned.
@@ -36,10 +37,10 @@ pub struct Exec {
 
 impl Container {
     /// Spawns the container's process and lets it set its world up; it waits to be executed.
-    /// `gated` as in [`process::spawn`]. Also returns the agent's ends of its streams.
+    /// Also returns the agent's ends of its streams.
     pub fn spawn(
         spec: &ContainerSpec,
-        gated: bool,
+        course: Course,
         guest: &Guest,
         null: BorrowedFd<'_>,
     ) -> Result<(Self, Ends), ProcessError> {
@@ -61,7 +62,7 @@ impl Container {
                 | libc::CLONE_NEWIPC,
             cgroup: guest.cgroup.as_ref().map(|cgroup| cgroup.as_fd()),
         };
-        let launch = process::spawn(place, gated, |report| match enter(spec, sources) {
+        let launch = process::spawn(place, course, |report| match enter(spec, sources) {
             Ok(()) => process::become_process(process, &theirs, null, report),
             Err(error) => error,
         })?;
@@ -81,7 +82,7 @@ impl Container {
         let spawn = |cgroup: Option<BorrowedFd<'_>>| {
             let place = Place { namespaces: 0, cgroup };
             self.in_pid_namespace(|container| {
-                process::spawn(place, false, |report| match join_namespaces(container) {
+                process::spawn(place, Course::AtOnce, |report| match join_namespaces(container) {
                     Ok(()) => process::become_process(process, &theirs, null, report),
                     Err(error) => error,
                 })
@@ -103,10 +104,10 @@ impl Container {
     pub fn signal_all(&self, signal: libc::c_int) -> Result<(), ProcessError> {
         // kill(-1) from inside the PID namespace reaches all of it but its PID 1 and the sender.
         self.in_pid_namespace(|_| {
-            process::spawn(Place::default(), false, |_| {
+            process::spawn(Place::default(), Course::AtOnce, |_| {
                 // SAFETY: kill touches no memory.
                 unsafe { libc::kill(-1, signal) };
-                process::exit(0)
+                clone::exit(0)
             })
         })?;
         signal_one(self.launch.pid, signal).map_err(step("signal the container's process"))

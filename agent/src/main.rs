@@ -10,6 +10,7 @@
 mod agent;
 mod boot_mark;
 mod caps;
+mod clone;
 mod container;
 mod guest;
 mod log;

@@ -8,7 +8,7 @@
 //!
 //! The agent has one thread, so a child may do all that the agent may: allocate, format, read files.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use bulkhead_protocol::rpc::agent::{Process, StartFailure};
 use rustix::fs::{FileType, Mode};
@@ -17,6 +17,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Uid};
 
 use crate::caps::{self, CapsError};
+use crate::clone::{Memory, Place, clone, exit};
 use crate::mounts::{self, MountError};
 use crate::program::{self, ExecError};
 use crate::stdio::{Ends, Stream};
@@ -99,55 +100,37 @@ pub struct Report {
     gate: Option<OwnedFd>,
 }
 
-/// Where a child starts its life.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Place<'a> {
-    /// New namespaces (CLONE_NEW* of clone(2)).
-    pub namespaces: libc::c_int,
-    /// The directory of its cgroup; the agent's own if there is none.
-    pub cgroup: Option<BorrowedFd<'a>>,
+/// How a child gets to its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// At once, with a memory of its own.
+    AtOnce,
+    /// At once, in the agent's memory: quicker, but leaks a little. For the container's own process.
+    Fast,
+    /// As [`Launch::go`] lets it.
+    Gated,
 }
 
-/// Starts a child that runs `body`, which does not return unless it fails. With `gated` it waits
-/// for [`Launch::go`] before it executes its program.
+/// Starts a child that runs `body`, which does not return unless it fails.
 pub fn spawn(
     place: Place<'_>,
-    gated: bool,
-    body: impl FnOnce(&Report) -> ProcessError,
+    course: Course,
+    body: impl Fn(&Report) -> ProcessError,
 ) -> Result<Launch, ProcessError> {
     let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(step("make a pipe"));
     let (status, status_of_child) = pipe()?;
-    let (gate_of_child, gate) =
-        if gated { pipe().map(|(r, w)| (Some(r), Some(w)))? } else { (None, None) };
-    let report = Report { status: status_of_child, gate: gate_of_child };
-    let Some(pid) = clone(place).map_err(step("start a process"))? else {
-        // The agent's end, which would keep the gate from ever closing.
-        drop(gate);
-        report.fail(body(&report));
+    let (gate_of_child, mut gate) = match course {
+        Course::Gated => pipe().map(|(read, write)| (Some(read), Some(write)))?,
+        Course::AtOnce | Course::Fast => (None, None),
     };
-    Ok(Launch { pid, status, gate })
-}
-
-/// clone3(2): the new process's PID, or `None` in the new process.
-fn clone(place: Place<'_>) -> rustix::io::Result<Option<Pid>> {
-    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-    // SAFETY: clone_args is plain integers, for which zero is valid.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.exit_signal = libc::SIGCHLD as u64;
-    args.flags = place.namespaces as u64;
-    if let Some(cgroup) = place.cgroup {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
-    }
-    // SAFETY: without CLONE_VM this is fork(2): the child has a copy of all memory. The agent has
-    // one thread, so no lock is held by a thread that the child lacks.
-    let result =
-        unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
-    match result {
-        0 => Ok(None),
-        pid if pid > 0 => Ok(Pid::from_raw(pid as i32)),
-        _ => Err(last_errno()),
-    }
+    let report = Report { status: status_of_child, gate: gate_of_child };
+    let memory = if course == Course::Fast { Memory::Shared } else { Memory::Copied };
+    let pid = clone(place, memory, || {
+        // The agent's end, which would keep the gate from ever closing.
+        drop(gate.take());
+        report.fail(body(&report))
+    });
+    Ok(Launch { pid: pid.map_err(step("start a process"))?, status, gate })
 }
 
 /// The calling thread's errno after a libc call failed.
@@ -231,12 +214,6 @@ impl Report {
         let _ = rustix::io::write(&self.status, &bytes);
         exit(127)
     }
-}
-
-/// Ends the child without running anything of the agent's.
-pub fn exit(code: i32) -> ! {
-    // SAFETY: _exit touches no memory.
-    unsafe { libc::_exit(code) }
 }
 
 /// Becomes `process`: the last part of every child. The root directory and the namespaces are in

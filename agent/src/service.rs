@@ -13,7 +13,7 @@ use ttrpc::{Code, Status};
 
 use crate::agent::{Agent, ExecEntry, SourceId};
 use crate::container::{Container, signal_one};
-use crate::process::{Launch, step};
+use crate::process::{Course, Launch, step};
 use crate::rpc::{Call, Outcome, refuse};
 use crate::stdio::{self, Stream};
 
@@ -64,9 +64,9 @@ impl Agent {
             guest.set_clock(spec.clock_ns).map_err(step("set the clock"))?;
         }
         let sockets = self.connect(stdio::wanted(spec.process.get_or_default()))?;
-        let gated = !request.start;
-        let (mut container, ends) = Container::spawn(spec, gated, guest, self.null.as_fd())?;
-        if gated {
+        let course = if request.start { Course::Fast } else { Course::Gated };
+        let (mut container, ends) = Container::spawn(spec, course, guest, self.null.as_fd())?;
+        if course == Course::Gated {
             container.launch.created()?;
         } else {
             container.launch.started()?;

@@ -116,8 +116,7 @@ impl Agent {
 
     /// Sends a signal to the container's process; ignored while there is none.
     pub fn signal(&mut self, signal: i32) -> Result<(), AgentError> {
-        let request =
-            SignalRequest { signal: signal.unsigned_abs(), ..SignalRequest::default() };
+        let request = SignalRequest { signal: signal.unsigned_abs(), ..SignalRequest::default() };
         self.request("Signal", &request)
     }
 

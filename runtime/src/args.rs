@@ -81,12 +81,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub timeline: bool,
     /// Command to run, and its arguments
-    #[arg(
-        value_name = "CMD",
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     pub command: Vec<String>,
 }
 
@@ -122,6 +117,17 @@ mod tests {
         let Command::Run(run) = args.command else { panic!("not run") };
         assert_eq!(run.command, ["ls", "-l", "--root", "x"]);
         assert!(run.tty && run.interactive && args.root.is_none());
+    }
+
+    #[test]
+    fn options_may_be_joined_to_their_values() {
+        let typed = ["bulkhead", "run", "-m512m", "-va:/b", "--rootfs=/r", "--", "-odd", "-x"];
+        let Command::Run(run) = Args::try_parse_from(typed).unwrap().command else {
+            panic!("not run")
+        };
+        assert_eq!((&*run.memory, &*run.volume), ("512m", &["a:/b".to_owned()][..]));
+        assert_eq!(run.command, ["-odd", "-x"]);
+        assert!(Args::try_parse_from(["bulkhead", "run", "--rootfs=/r", "-q", "x"]).is_err());
     }
 
     #[test]

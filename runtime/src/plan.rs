@@ -153,7 +153,8 @@ mod tests {
 
     fn request(options: &[&str]) -> Request {
         let typed = ["bulkhead", "run", "--rootfs", "r"].iter().chain(options);
-        let Command::Run(run) = Args::try_parse_from(typed.chain(&["sh", "-c", "x"])).unwrap().command
+        let Command::Run(run) =
+            Args::try_parse_from(typed.chain(&["sh", "-c", "x"])).unwrap().command
         else {
             panic!("not run")
         };

@@ -74,7 +74,7 @@ pub struct Session<'a> {
     raw_wanted: bool,
     raw: Option<Raw>,
     cause: Option<Cause>,
-    /// When a VM without an agent is ended, and why.
+    /// When a VM is ended that lost its agent before the container ran, and to what.
     farewell: Option<(Instant, AgentError)>,
 }
 
@@ -140,8 +140,7 @@ impl<'a> Session<'a> {
         }
         drop(self.raw);
         let (status, report) = self.vmm.wait()?;
-        let farewell = self.farewell.map(|(_, error)| Cause::Agent(error));
-        Ok(Ended { status, report, cause: self.cause.or(farewell) })
+        Ok(Ended { status, report, cause: self.cause })
     }
 
     fn wait(&self) -> io::Result<Ready> {

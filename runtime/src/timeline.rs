@@ -9,7 +9,8 @@ use bulkhead_vmm::spec::Mark;
 pub fn table(mut marks: Vec<Mark>) -> String {
     marks.sort_by_key(|mark| mark.ns);
     let phase = marks.iter().map(|mark| mark.phase.len()).max().unwrap_or(0).max("phase".len());
-    let mut table = format!("{:phase$}  {:>10}  {:>10}  {:>10}\n", "phase", "ms", "+ms", "KVM exits");
+    let mut table =
+        format!("{:phase$}  {:>10}  {:>10}  {:>10}\n", "phase", "ms", "+ms", "KVM exits");
     let mut before = 0;
     for mark in &marks {
         let exits = mark.exits.map_or_else(|| "-".to_owned(), |exits| exits.to_string());

@@ -59,9 +59,8 @@ fn key(device: &Path) -> Option<String> {
 
 fn verdict(checks: Vec<Check>) -> VerdictError {
     let failed = checks.into_iter().find(|check| check.outcome == Outcome::Failed);
-    let (detail, advice) = failed.map_or_else(Default::default, |check| {
-        (check.detail, check.advice.unwrap_or_default())
-    });
+    let (detail, advice) = failed
+        .map_or_else(Default::default, |check| (check.detail, check.advice.unwrap_or_default()));
     VerdictError { detail, advice }
 }
 

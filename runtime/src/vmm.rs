@@ -260,16 +260,14 @@ mod tests {
         }
     }
 
-    /// Shell: the number after `"key":` in the spec, whose descriptor is `$2`.
-    const FIELD: &str = r#"spec=$(cat <&$2)
-field() { printf %s "$spec" | sed "s/.*\"$1\":\([0-9]*\).*/\1/"; }"#;
-
     #[test]
     fn the_spec_arrives_and_the_report_comes_back() {
         let fake = Fake::new();
-        let report = r#"{"outcome":{"exited":{"code":7,"oom_killed":false}}}"#;
-        let script = format!("{FIELD}\neval \"echo '{report}' >&$(field report_fd)\"; exit 7");
-        let (vmm, _dir) = fake.start(&script.replace('"', "\""), Input::Empty);
+        let script = r#"
+            fd=$(sed 's/.*"report_fd":\([0-9]*\).*/\1/' /dev/fd/$2)
+            echo '{"outcome":{"exited":{"code":7,"oom_killed":false}}}' > /dev/fd/$fd
+            exit 7"#;
+        let (vmm, _dir) = fake.start(script, Input::Empty);
         let (status, report) = vmm.wait().unwrap();
         assert_eq!(status.code(), Some(7));
         assert_eq!(report.unwrap().outcome, Outcome::Exited { code: 7, oom_killed: false });

@@ -80,7 +80,13 @@ const ALL: [&str; 41] = [
 pub fn chosen(add: &[String], drop: &[String]) -> Result<Vec<&'static str>, CapabilityError> {
     let add = known("--cap-add", add)?;
     let drop = known("--cap-drop", drop)?;
-    let base = if drop.all { &[][..] } else if add.all { &ALL[..] } else { &DEFAULT[..] };
+    let base = if drop.all {
+        &[][..]
+    } else if add.all {
+        &ALL[..]
+    } else {
+        &DEFAULT[..]
+    };
     let has = |name: &&'static str| base.contains(name) || add.named.contains(name);
     Ok(ALL.into_iter().filter(has).filter(|name| !drop.named.contains(name)).collect())
 }
@@ -110,7 +116,8 @@ mod tests {
     use super::*;
 
     fn set(add: &[&str], drop: &[&str]) -> Vec<&'static str> {
-        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let owned =
+            |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         chosen(&owned(add), &owned(drop)).unwrap()
     }
 

@@ -72,7 +72,8 @@ impl TryFrom<&RunArgs> for Request {
     type Error = RequestError;
 
     fn try_from(args: &RunArgs) -> Result<Self, RequestError> {
-        let volumes = args.volume.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let volumes: Vec<Volume> =
+            args.volume.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         volume::check_unique(&volumes)?;
         let ulimits = args.ulimit.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         Ok(Self {

@@ -60,7 +60,7 @@ impl FromStr for Volume {
 }
 
 /// Refuses two volumes at one place.
-pub fn check_unique(volumes: &Vec<Volume>) -> Result<(), VolumeError> {
+pub fn check_unique(volumes: &[Volume]) -> Result<(), VolumeError> {
     for (index, volume) in volumes.iter().enumerate() {
         if volumes[..index].iter().any(|other| other.guest == volume.guest) {
             return Err(VolumeError::Twice(volume.guest.clone()));
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn one_place_takes_one_volume() {
-        let volumes = vec!["/a:/b".parse().unwrap(), "/c:/b/".parse().unwrap()];
+        let volumes = ["/a:/b".parse().unwrap(), "/c:/b/".parse().unwrap()];
         assert_eq!(check_unique(&volumes), Err(VolumeError::Twice("/b".to_owned())));
     }
 

@@ -59,7 +59,11 @@ pub fn check(device: &Path, checks: &mut Vec<Check>) -> Option<Kvm> {
 
 fn open(device: &Path) -> Result<Kvm, Check> {
     let Ok(path) = std::ffi::CString::new(device.as_os_str().as_encoded_bytes()) else {
-        return Err(Check::failed("KVM device", "its path holds a NUL byte", "name another device"));
+        return Err(Check::failed(
+            "KVM device",
+            "its path holds a NUL byte",
+            "name another device",
+        ));
     };
     Kvm::new_with_path(path).map_err(|error| unopened(device, error.errno()))
 }

@@ -237,11 +237,8 @@ fn set_cpuid(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), MachineError> {
 /// Where SYSCALL goes, and with which selectors (AMD APM 2, 6.1.1).
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), MachineError> {
     let selectors = u64::from(guest::SYSRET_BASE) << 16 | u64::from(guest::KERNEL_CS);
-    let values = [
-        (MSR_STAR, selectors << 32),
-        (MSR_LSTAR, Label::SyscallEntry.address()),
-        (MSR_SFMASK, 0),
-    ];
+    let values =
+        [(MSR_STAR, selectors << 32), (MSR_LSTAR, Label::SyscallEntry.address()), (MSR_SFMASK, 0)];
     let entries = values.map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
     let msrs = Msrs::from_entries(&entries).map_err(|_| io::ErrorKind::InvalidInput);
     let msrs = msrs.map_err(at("KVM_SET_MSRS"))?;
