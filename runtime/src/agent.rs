@@ -12,7 +12,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
 
 use bulkhead_protocol::AGENT_PORT;
 use bulkhead_protocol::rpc::agent::{
@@ -78,8 +77,6 @@ pub struct Agent {
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     next_stream: u32,
-    /// Requests without an answer yet, and when they were sent.
-    unanswered: Vec<(u32, Instant)>,
 }
 
 impl Agent {
@@ -100,7 +97,6 @@ impl Agent {
             incoming: Vec::new(),
             outgoing: format!("CONNECT {AGENT_PORT}\n").into_bytes(),
             next_stream: CREATE_STREAM + 2,
-            unanswered: Vec::new(),
         };
         agent.write()?;
         Ok(agent)
@@ -124,11 +120,6 @@ impl Agent {
     pub fn resize(&mut self, rows: u16, columns: u16) -> Result<(), AgentError> {
         let (rows, columns) = (rows.into(), columns.into());
         self.request("Resize", &ResizeRequest { rows, columns, ..Default::default() })
-    }
-
-    /// Since when the agent owes an answer, if it does.
-    pub fn silent_since(&self) -> Option<Instant> {
-        self.unanswered.iter().map(|(_, sent)| *sent).min()
     }
 
     /// Reads and writes what can be without waiting.
@@ -159,7 +150,6 @@ impl Agent {
         }
         let stream = self.next_stream;
         self.next_stream = stream.wrapping_add(2);
-        self.unanswered.push((stream, Instant::now()));
         self.outgoing.extend(frame(stream, method, message)?);
         self.write()
     }
@@ -217,7 +207,7 @@ impl Agent {
         let response = ttrpc::Response::parse_from_bytes(body);
         self.incoming.drain(..end);
         let response = response.map_err(|_| AgentError::Nonsense("a malformed answer"))?;
-        self.unanswered.retain(|(stream, _)| *stream != header.stream_id);
+        // Whether a signal or a size could be passed on changes nothing here.
         if header.stream_id != CREATE_STREAM || self.phase != Phase::Creating {
             return Ok(Some(None));
         }

@@ -4,7 +4,7 @@
 //!            agent answers         process started
 //!   booting ───────────────▶ creating ───────────────▶ running
 //!      │ INT, TERM, ...          │ start failure          │ signals are passed on
-//!      └───────── VMM killed ◀───┴──── agent silent ◀─────┤
+//!      └───────── VMM killed ◀───┴───── second call ◀─────┤
 //!                     └──────────▶ ended ◀────────────────┘ VMM ends by itself
 //! ```
 //!
@@ -27,8 +27,8 @@ use crate::signals::Signals;
 use crate::terminal::{self, Raw};
 use crate::vmm::Vmm;
 
-/// How long the agent may owe an answer before a signal to end the container ends the VM.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long a container has to end once it was asked to, before asking again ends the VM.
+const GRACE: Duration = Duration::from_secs(10);
 /// How long a VMM may outlive the connection to its agent before the container runs.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
@@ -44,7 +44,7 @@ enum Phase {
 pub enum Cause {
     /// The container's process could not be executed.
     StartFailed(StartFailure),
-    /// A signal came that nobody inside could take.
+    /// A signal came that nobody inside took.
     Signal(i32),
     /// The agent failed before the container ran.
     Agent(AgentError),
@@ -74,6 +74,8 @@ pub struct Session<'a> {
     raw_wanted: bool,
     raw: Option<Raw>,
     cause: Option<Cause>,
+    /// When the first signal was passed on that containers end at.
+    asked_to_end: Option<Instant>,
     /// When a VM is ended that lost its agent before the container ran, and to what.
     farewell: Option<(Instant, AgentError)>,
 }
@@ -107,6 +109,7 @@ impl<'a> Session<'a> {
             raw_wanted,
             raw: None,
             cause: None,
+            asked_to_end: None,
             farewell: None,
         }
     }
@@ -186,7 +189,7 @@ impl<'a> Session<'a> {
             }
             Event::Started => {
                 debug_assert_eq!(self.phase, Phase::Creating);
-                self.timeline.mark("started");
+                self.timeline.mark("start_confirmed");
                 self.phase = Phase::Running;
                 self.resize();
             }
@@ -198,14 +201,14 @@ impl<'a> Session<'a> {
         if signal == libc::SIGWINCH {
             return self.resize();
         }
-        let silent = self.agent.as_ref().and_then(Agent::silent_since);
         let ends = matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT);
-        let helpless = match (&self.agent, self.phase) {
-            (Some(_), Phase::Running) => silent.is_some_and(|since| since.elapsed() > ANSWER_MAX),
-            _ => true,
-        };
-        if ends && helpless {
+        let reachable = self.agent.is_some() && self.phase == Phase::Running;
+        let in_vain = self.asked_to_end.is_some_and(|asked| asked.elapsed() > GRACE);
+        if ends && (!reachable || in_vain) {
             return self.end(Cause::Signal(signal));
+        }
+        if matches!(signal, libc::SIGINT | libc::SIGTERM) {
+            self.asked_to_end.get_or_insert_with(Instant::now);
         }
         if let Some(Err(error)) = self.agent.as_mut().map(|agent| agent.signal(signal)) {
             self.lose_agent(error);

@@ -14,14 +14,17 @@ const RECORD: usize = size_of::<libc::signalfd_siginfo>();
 /// Signals read at once; more wait for the next read.
 const RECORDS_MAX: usize = 8;
 
-/// Those of [`PASSED_ON`] and SIGWINCH, blocked and readable. Threads started later block them too.
+/// Those of [`PASSED_ON`] that were not ignored when we started (as nohup(1) and shells in the
+/// background want them to be), and SIGWINCH, blocked and readable. Threads started later block them
+/// too.
 #[derive(Debug)]
 pub struct Signals(File);
 
 impl Signals {
     /// Blocks the signals, to be read from now on.
     pub fn block() -> io::Result<Self> {
-        let set = set(PASSED_ON.into_iter().chain([libc::SIGWINCH]));
+        let wanted = PASSED_ON.into_iter().filter(|signal| !is_ignored(*signal));
+        let set = set(wanted.chain([libc::SIGWINCH]));
         // SAFETY: `set` is initialised, and nobody wants to know the old mask.
         let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) };
         if blocked != 0 {
@@ -57,6 +60,14 @@ impl AsFd for Signals {
     }
 }
 
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only fills the old one in.
+    let asked = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all zeros are a valid action too, should the call have failed.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
 fn set(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set it is given.
@@ -80,6 +91,16 @@ mod tests {
         // SAFETY: raises a signal that this thread has just blocked.
         unsafe { libc::raise(libc::SIGUSR1) };
         assert_eq!(signals.read().unwrap(), [libc::SIGUSR1]);
+        assert_eq!(signals.read().unwrap(), [0; 0]);
+    }
+
+    #[test]
+    fn an_ignored_signal_stays_ignored() {
+        // SAFETY: no handler is installed, and no other test wants this signal.
+        unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };
+        let signals = Signals::block().unwrap();
+        // SAFETY: the signal is ignored.
+        unsafe { libc::raise(libc::SIGUSR2) };
         assert_eq!(signals.read().unwrap(), [0; 0]);
     }
 }

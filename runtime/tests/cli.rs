@@ -258,7 +258,7 @@ fn the_timeline_has_marks_of_host_and_guest() {
     let Some(host) = host() else { return };
     let (code, stdout, stderr) = host.output(&["--timeline", "exit", "6"]);
     assert_eq!((code, &*stdout), (6, ""));
-    for phase in ["spawned", "connected", "started", "init"] {
+    for phase in ["spawned", "connected", "start_confirmed", "init"] {
         assert!(stderr.lines().any(|line| line.starts_with(phase)), "{stderr}");
     }
     assert!(stderr.lines().any(|line| line.starts_with("init") && line.ends_with(" 42")));

@@ -37,7 +37,7 @@ fn kinds_of_files_and_their_metadata_survive() {
     symlink("target/elsewhere", host.rootfs.join("link")).expect("a symlink");
     let script = "readlink link; ln -s x s; ln /bin/busybox hard; mkfifo pipe; \
         (echo through a pipe >pipe &); cat pipe; touch -d '2001-02-03 04:05:06' old; \
-        chown 12:34 old; chmod 4711 old; mv s renamed; rm link; truncate -s 5m big; \
+        chown 12:34 old; chmod 4711 old; mv s renamed; rm link; truncate -s 5M big; \
         dd if=/dev/zero of=sparse bs=1 seek=10m count=1 2>/dev/null; df -P / | tail -1 | wc -l";
     let said = host.sh(script).ok();
     assert_eq!(said, "target/elsewhere\nthrough a pipe\n1\n");
@@ -60,10 +60,11 @@ libc = ctypes.CDLL(None, use_errno=True)
 # O_TMPFILE, linked into place
 fd = os.open('.', os.O_TMPFILE | os.O_RDWR, 0o600)
 os.write(fd, b'temporary')
-os.link(f'/proc/self/fd/{fd}', 'linked', follow_symlinks=True)
+AT_FDCWD, FOLLOW = -100, 0x400
+assert libc.linkat(AT_FDCWD, b'/proc/self/fd/%d' % fd, AT_FDCWD, b'linked', FOLLOW) == 0
 assert open('linked').read() == 'temporary'
 # rename flags
-AT_FDCWD, NOREPLACE, EXCHANGE = -100, 1, 2
+NOREPLACE, EXCHANGE = 1, 2
 open('a', 'w').write('a'); open('b', 'w').write('b')
 assert libc.renameat2(AT_FDCWD, b'a', AT_FDCWD, b'b', NOREPLACE) == -1 and ctypes.get_errno() == 17
 assert libc.renameat2(AT_FDCWD, b'a', AT_FDCWD, b'b', EXCHANGE) == 0

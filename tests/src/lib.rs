@@ -86,7 +86,7 @@ impl Host {
     pub fn leftovers(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(&self.state) else { return Vec::new() };
         entries
-            .filter_map(|entry| Some(entry.ok()?))
+            .flatten()
             .filter(|entry| entry.path().is_dir())
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect()

@@ -130,4 +130,3 @@ impl MutEventSubscriber for Wake {
         let _ = self.0.read();
     }
 }
-

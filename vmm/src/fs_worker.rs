@@ -97,6 +97,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
     // The worker must not outlive its VM, however that ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|error| FsWorkerError::Spawn(error.into()))?;
+    // It was executed as /proc/self/exe, and would be called "exe".
+    rustix::thread::set_name(c"bulkhead-fs").map_err(|error| FsWorkerError::Spawn(error.into()))?;
     let mut arguments = arguments;
     let socket = arguments.next().unwrap_or_default();
     let socket = inherited(&socket).ok_or(FsWorkerError::Argument(socket))?;

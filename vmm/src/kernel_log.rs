@@ -45,9 +45,9 @@ fn symbol(kernel: &Path, name: &str) -> Option<u64> {
     let file = std::fs::read(kernel).ok()?;
     let elf = ElfBytes::<LittleEndian>::minimal_parse(&file).ok()?;
     let (symbols, names) = elf.symbol_table().ok()??;
-    let found = symbols.iter().find(|symbol| {
-        names.get(symbol.st_name as usize).is_ok_and(|found| found == name)
-    })?;
+    let found = symbols
+        .iter()
+        .find(|symbol| names.get(symbol.st_name as usize).is_ok_and(|found| found == name))?;
     Some(found.st_value)
 }
 
@@ -148,7 +148,8 @@ mod tests {
     /// Guest memory with a ring of 4 records and 256 bytes that holds `texts` as printk leaves it.
     fn memory_with(texts: &[&str]) -> std::sync::Arc<GuestMemory> {
         let memory = crate::memory::create(64).unwrap();
-        let put = |address: u64, value: u64| memory.write_obj(value, GuestAddress(address)).unwrap();
+        let put =
+            |address: u64, value: u64| memory.write_obj(value, GuestAddress(address)).unwrap();
         let mut begin = 0u64;
         for (id, text) in (0u64..).zip(texts) {
             let block = (BLOCK_HEAD_LEN + text.len() as u64).next_multiple_of(8);
@@ -156,7 +157,7 @@ mod tests {
             let wraps = begin >> TEXT_BITS != (next - 1) >> TEXT_BITS;
             let at = if wraps { 0 } else { begin % (1 << TEXT_BITS) };
             if wraps {
-                next = ((begin >> TEXT_BITS) + 1 << TEXT_BITS) + block;
+                next = (((begin >> TEXT_BITS) + 1) << TEXT_BITS) + block;
             }
             let descriptor = DESCRIPTORS + id % 4 * DESCRIPTOR_LEN;
             put(descriptor, id | STATE_FINALIZED << STATE_SHIFT);
@@ -171,7 +172,8 @@ mod tests {
         }
         put(0x1000, DIRECT_MAP + RING);
         let head = texts.len() as u64 - 1;
-        let fields = [2, KERNEL_MAP + DESCRIPTORS, KERNEL_MAP + INFOS, head, head.saturating_sub(3)];
+        let fields =
+            [2, KERNEL_MAP + DESCRIPTORS, KERNEL_MAP + INFOS, head, head.saturating_sub(3)];
         for (slot, field) in (0..).zip(fields) {
             put(RING + slot * 8, field);
         }

@@ -40,8 +40,7 @@ pub fn create(mib: u32) -> Result<Arc<GuestMemory>, MemoryError> {
         .into_iter()
         .map(|(start, length)| (GuestAddress(start), length as usize))
         .collect();
-    let memory =
-        GuestMemory::from_ranges(&ranges).map_err(|source| MemoryError { mib, source })?;
+    let memory = GuestMemory::from_ranges(&ranges).map_err(|source| MemoryError { mib, source })?;
     for region in memory.iter() {
         // Advice alone: a kernel without huge pages refuses it, and that is fine.
         let _ = prefer_huge_pages(region.as_ptr(), region.len() as usize);

@@ -18,6 +18,8 @@ const INSTALL: &str = "build or install all of bulkhead: `make` puts its files t
 const BANNER: &[u8] = b"Linux version ";
 /// Longest part of that string that is shown.
 const VERSION_MAX: usize = 64;
+/// Enough of a program to hold its program headers, in bytes.
+const ELF_HEAD: u64 = 64 << 10;
 /// Far more than any kernel image has, in bytes.
 const KERNEL_MAX: u64 = 256 << 20;
 
@@ -100,9 +102,40 @@ fn assets(dirs: &Dirs) -> [Check; 3] {
     };
     [
         found("monitor", dirs.program(assets::VMM), vmm_version),
-        found("agent", dirs.program(assets::AGENT), |_| None),
+        agent(dirs.program(assets::AGENT)),
         found("guest kernel", dirs.file(assets::KERNEL), kernel_version),
     ]
+}
+
+/// The agent runs where there is no dynamic loader.
+fn agent(path: Result<PathBuf, AssetError>) -> Check {
+    let name = "agent";
+    match path.map(|path| (has_interpreter(&path), path)) {
+        Ok((Some(true), path)) => {
+            let detail = format!("{} is not statically linked", path.display());
+            Check::warning(name, detail, "guests will not boot: build it with `make agent`")
+        }
+        Ok((_, path)) => Check::ok(name, path.display().to_string()),
+        Err(error) => Check::warning(name, error.to_string(), INSTALL),
+    }
+}
+
+/// Whether an ELF program asks for a dynamic loader; `None` if it is no 64-bit ELF file.
+fn has_interpreter(path: &Path) -> Option<bool> {
+    // e_phoff, e_phentsize and e_phnum of Elf64_Ehdr; p_type of Elf64_Phdr (elf(5)).
+    const PT_INTERP: u32 = 3;
+    let mut head = Vec::new();
+    File::open(path).ok()?.take(ELF_HEAD).read_to_end(&mut head).ok()?;
+    head.starts_with(b"\x7fELF\x02\x01").then_some(())?;
+    let bytes = |at: usize, length: usize| head.get(at..at.checked_add(length)?);
+    let start = usize::try_from(u64::from_le_bytes(bytes(32, 8)?.try_into().ok()?)).ok()?;
+    let size = usize::from(u16::from_le_bytes(bytes(54, 2)?.try_into().ok()?));
+    let count = usize::from(u16::from_le_bytes(bytes(56, 2)?.try_into().ok()?));
+    let kind = |index: usize| {
+        let at = start.checked_add(index.checked_mul(size)?)?;
+        Some(u32::from_le_bytes(bytes(at, 4)?.try_into().ok()?))
+    };
+    Some((0..count).any(|index| kind(index) == Some(PT_INTERP)))
 }
 
 fn vmm_version(path: &Path) -> Option<String> {
@@ -157,6 +190,23 @@ mod tests {
         assert_eq!(value["checks"][0], ok);
         assert_eq!(value["checks"][1]["outcome"], "failed");
         assert_eq!(value["checks"][1]["advice"], "e");
+    }
+
+    #[test]
+    fn an_agent_that_needs_a_loader_is_told() {
+        let this = std::env::current_exe().unwrap();
+        assert_eq!(has_interpreter(&this), Some(true));
+        assert_eq!(agent(Ok(this)).outcome, Outcome::Warning);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent");
+        let mut elf = vec![0; 64];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
+        elf[54..58].copy_from_slice(&[0xff; 4]);
+        fs::write(&path, &elf).unwrap();
+        assert_eq!(has_interpreter(&path), Some(false));
+        fs::write(&path, "#!/bin/sh").unwrap();
+        assert_eq!(has_interpreter(&path), None);
     }
 
     #[test]

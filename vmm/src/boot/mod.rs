@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_devices::GuestMemory;
 use linux_loader::cmdline::Cmdline;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout;
 
@@ -76,8 +76,8 @@ pub fn load(
     mptable::write(memory, vcpus)?;
     let text = cmdline.as_cstring()?;
     memory.write_slice(text.as_bytes_with_nul(), GuestAddress(layout::CMDLINE))?;
-    let mut image = File::open(kernel)
-        .map_err(|source| BootError::Open { path: kernel.to_owned(), source })?;
+    let mut image =
+        File::open(kernel).map_err(|source| BootError::Open { path: kernel.to_owned(), source })?;
     let mut magic = [0; 4];
     let elf = image.read_exact(&mut magic).is_ok() && magic == *b"\x7fELF";
     let rewound = image.rewind();
@@ -99,7 +99,7 @@ fn load_error(
     memory: &GuestMemory,
     path: &Path,
 ) -> impl FnOnce(linux_loader::loader::Error) -> BootError {
-    let mib = memory.iter().map(|region| vm_memory::GuestMemoryRegion::len(region)).sum::<u64>();
+    let mib = memory.iter().map(GuestMemoryRegion::len).sum::<u64>();
     let path = path.to_owned();
     move |source| BootError::Load { path, mib: mib >> 20, source }
 }

@@ -31,8 +31,10 @@ mod entry {
 const FLOATING_POINTER_LEN: usize = 16;
 const HEADER_LEN: usize = 44;
 /// 20 bytes a CPU, 8 for each of: bus, I/O APIC, one interrupt a GSI, two local interrupts.
-const LEN_MAX: usize =
-    FLOATING_POINTER_LEN + HEADER_LEN + 20 * VCPUS_MAX as usize + 8 * (2 + GSI_LAST as usize + 1 + 2);
+const LEN_MAX: usize = FLOATING_POINTER_LEN
+    + HEADER_LEN
+    + 20 * VCPUS_MAX as usize
+    + 8 * (2 + GSI_LAST as usize + 1 + 2);
 const _: () = assert!(LEN_MAX <= MP_TABLE_LEN_MAX);
 
 /// Writes the table for `vcpus` CPUs whose APIC IDs are 0, 1, 2...

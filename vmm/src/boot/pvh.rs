@@ -4,11 +4,11 @@ use std::fs::File;
 use std::path::Path;
 
 use bulkhead_devices::GuestMemory;
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::KernelLoader;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{BootError, Entry, Placed, load_error};
@@ -36,11 +36,8 @@ pub fn load_kernel(
 /// Writes `hvm_start_info`, the memory map and the module list.
 pub fn write_start_info(memory: &GuestMemory, initramfs: Placed) -> Result<(), BootError> {
     let map = memory_map(memory);
-    let module = hvm_modlist_entry {
-        paddr: initramfs.start,
-        size: initramfs.len,
-        ..Default::default()
-    };
+    let module =
+        hvm_modlist_entry { paddr: initramfs.start, size: initramfs.len, ..Default::default() };
     let start_info = hvm_start_info {
         magic: START_MAGIC,
         version: 1,
