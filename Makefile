@@ -6,7 +6,7 @@ BIN := target/release
 AGENT := target/agent/x86_64-unknown-linux-gnu/release/bulkhead-agent
 STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target x86_64-unknown-linux-gnu
 
-.PHONY: all help deps kernel lab-kernel build agent rootfs demo test check unit e2e lab-selftest lab-shell install clean
+.PHONY: all help deps kernel lab-kernel build agent rootfs demo test check unit e2e lab-selftest lab-shell timeline clean
 
 all: build ## the binaries and the guest kernel
 help: ; @grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,8 @@ lab-selftest: lab-kernel ## that the lab is what its README promises
 	@tests/lab/selftest
 e2e: build rootfs lab-kernel ## containers in VMs, on this KVM if it can host Linux, else in the lab
 	@tests/e2e/run
+timeline: build rootfs lab-kernel ## a cold start on the exact clock, instruction by instruction
+	@tests/timeline-exact
 lab-shell: lab-kernel ## a shell in the lab
 	@tests/lab/shell
 clean: ; @$(CARGO) clean

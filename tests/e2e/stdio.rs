@@ -72,7 +72,7 @@ fn a_long_stream_arrives_intact() {
 
 /// A MiB that no other number's resembles.
 fn block(number: usize) -> Vec<u8> {
-    let mut state = number as u64 * 0x9e37_79b9_7f4a_7c15 + 1;
+    let mut state = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let words = (0..1usize << 17).flat_map(|_| {
         state ^= state << 13;
         state ^= state >> 7;

@@ -1,5 +1,6 @@
 //! From a [`VmSpec`] to a running VM to how it ended.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -222,11 +223,15 @@ fn vsock(
     Vsock::new(config).map_err(error)
 }
 
-/// The host ports of the container's standard streams, joined to ours.
+/// The host ports of the container's standard streams, joined to ours. Stdin and stdout they take
+/// over, so that nobody else holds them open when the container closes them; stderr stays ours too.
 fn stdio_ports(terminal: bool) -> io::Result<Vec<(u32, HostEnd)>> {
     let streams = |read: Option<OwnedFd>, write: Option<OwnedFd>| HostEnd::Streams { read, write };
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
     if terminal {
         return Ok(vec![(HostPort::Terminal as u32, streams(Some(stdin), Some(stdout)))]);
     }
