@@ -6,7 +6,7 @@ BIN := target/release
 AGENT := target/agent/x86_64-unknown-linux-gnu/release/bulkhead-agent
 STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target x86_64-unknown-linux-gnu
 
-.PHONY: all help deps kernel lab-kernel build agent rootfs demo test check unit e2e lab-selftest lab-shell timeline clean
+.PHONY: all help deps kernel lab-kernel build agent rootfs demo test check unit e2e e2e-long lab-selftest lab-shell timeline clean
 
 all: build ## the binaries and the guest kernel
 help: ; @grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,8 @@ e2e: build rootfs lab-kernel ## containers in VMs, on this KVM if it can host Li
 	@tests/e2e/run
 timeline: build rootfs lab-kernel ## a cold start on the exact clock, instruction by instruction
 	@tests/timeline-exact
+e2e-long: build rootfs lab-kernel ## the cases that take minutes on an emulated CPU: 10,000 files
+	@tests/e2e/run --ignored
 lab-shell: lab-kernel ## a shell in the lab
 	@tests/lab/shell
 clean: ; @$(CARGO) clean

@@ -48,7 +48,7 @@ fn a_reader_that_leaves_does_not_hang_the_container() {
 #[test]
 fn a_long_stream_arrives_intact() {
     let mib: usize =
-        std::env::var("BULKHEAD_TEST_STREAM_MIB").map_or(64, |mib| mib.parse().expect("a number"));
+        std::env::var("BULKHEAD_TEST_STREAM_MIB").map_or(32, |mib| mib.parse().expect("a number"));
     let host = Host::new();
     let mut command = host.run(&["-i"], &["cat"]);
     let mut child =
