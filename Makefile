@@ -27,7 +27,7 @@ demo: build rootfs ## a container in a kernel of its own, here or in the lab
 test: check unit lab-selftest e2e ## everything CI runs
 check: ## formatting and lints
 	@$(CARGO) fmt --check && $(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-unit: ## unit, property and device tests: no VM
+unit: deps ## unit, property and device tests: no VM
 	@$(CARGO) test --locked --workspace --exclude bulkhead-tests
 lab-selftest: lab-kernel ## that the lab is what its README promises
 	@tests/lab/selftest
