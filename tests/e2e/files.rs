@@ -25,7 +25,7 @@ fn a_tree_of_files_is_copied_faithfully() {
 }
 
 #[test]
-#[ignore = "minutes on an emulated CPU, on which the guest sometimes stalls or dies: `make e2e-long`"]
+#[ignore = "two minutes on an emulated CPU: `make e2e-long`"]
 fn ten_thousand_files_are_copied_faithfully() {
     copy_a_tree(10_000);
 }
