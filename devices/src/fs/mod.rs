@@ -35,6 +35,7 @@ use virtio_queue::{Queue, QueueT};
 
 use self::channel::Channel;
 use crate::GuestMemory;
+use crate::virtio::buffers;
 use crate::virtio::mmio::EVENT_IDX;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
 
@@ -175,7 +176,7 @@ fn take_requests(
     loop {
         while taken < BATCH_MAX
             && !channel.is_blocked()
-            && let Some(chain) = queue.pop_descriptor_chain(memory)
+            && let Some(chain) = buffers::pop(queue, memory)?
         {
             let mut request = channel.spare_request();
             let checked = request.take(memory, chain, queue.size(), index);

@@ -316,6 +316,15 @@ fn a_reply_is_good_once() {
 }
 
 #[test]
+fn a_corrupt_ring_silences_the_device_and_nothing_waits_for_it() {
+    let (mut driver, mut worker) = start();
+    driver.queue(REQUESTS).set_avail_index(REQUEST_QUEUE_SIZE + 1);
+    driver.kick(REQUESTS);
+    driver.run();
+    assert!(worker.nothing_to_read());
+}
+
+#[test]
 fn a_dead_worker_means_enotconn() {
     let (mut driver, mut worker) = start();
     post(&mut driver, 1, 1, b"n\0", &[16, 64]);
