@@ -49,6 +49,7 @@ pub fn vm(
         cid: CID,
         vsock,
         vsock_fd: None,
+        control_fd: None,
         shares: std::iter::once(root).chain(volumes).collect(),
         terminal: request.tty,
         console: request.console,

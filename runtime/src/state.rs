@@ -5,6 +5,7 @@
 //! ROOT/.kvm           the probe's last good verdict (see verdict.rs)
 //! ROOT/NAME/lock      held by `bulkhead run` and by its bulkhead-vmm for as long as either lives
 //! ROOT/NAME/vsock.sock
+//! ROOT/NAME/control.sock   the monitor's (see bulkhead_vmm::control)
 //! ```
 //!
 //! A directory whose `lock` nobody holds belongs to the dead: the next call of `bulkhead` removes
@@ -162,10 +163,16 @@ pub struct VmDir {
 impl VmDir {
     const LOCK: &str = "lock";
     const SOCKET: &str = "vsock.sock";
+    const CONTROL_SOCKET: &str = "control.sock";
 
     /// Path of the VM's vsock socket.
     pub fn socket(&self) -> PathBuf {
         self.path.join(Self::SOCKET)
+    }
+
+    /// Path of the VM's control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path.join(Self::CONTROL_SOCKET)
     }
 
     /// The lock that says that the VM lives, for the VMM to inherit.

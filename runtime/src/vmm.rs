@@ -62,24 +62,25 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Binds the VM's socket and starts `program` with `spec`; it dies with us.
+    /// Binds the VM's sockets and starts `program` with `spec`; it dies with us.
     pub fn start(
         program: &Path,
         spec: VmSpec,
         dir: &VmDir,
         input: Input,
     ) -> Result<Self, VmmError> {
-        let path = dir.socket();
-        let listener = UnixListener::bind(&path);
-        let listener = listener.map_err(|source| VmmError::Bind { path, source })?;
+        let listener = bind(dir.socket())?;
+        let control = bind(dir.control_socket())?;
         let (report, writer) = io::pipe().map_err(VmmError::Handover)?;
         let spec = VmSpec {
             vsock_fd: Some(listener.as_raw_fd()),
+            control_fd: Some(control.as_raw_fd()),
             report_fd: Some(writer.as_raw_fd()),
             ..spec
         };
         let json = json_file(&spec).map_err(VmmError::Handover)?;
-        let inherited = [listener.as_fd(), writer.as_fd(), json.as_fd(), dir.lock()];
+        let (vsock, control) = (listener.as_fd(), control.as_fd());
+        let inherited = [vsock, control, writer.as_fd(), json.as_fd(), dir.lock()];
         let (stdin, silence) = stdin(input).map_err(VmmError::Handover)?;
         let mut command = Command::new(program);
         command.arg("--spec-fd").arg(json.as_raw_fd().to_string()).stdin(stdin);
@@ -147,6 +148,10 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
+fn bind(path: PathBuf) -> Result<UnixListener, VmmError> {
+    UnixListener::bind(&path).map_err(|source| VmmError::Bind { path, source })
+}
+
 fn pidfd(child: &Child) -> io::Result<OwnedFd> {
     let pid = Pid::from_child(child);
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
@@ -173,7 +178,7 @@ fn stdin(input: Input) -> io::Result<(Stdio, Option<io::PipeWriter>)> {
 /// Lets the child inherit the descriptors, die with us, and leave to us the signals that a terminal
 /// or a process group sends to both. (A process group of its own would keep them away as well, but
 /// could not read the terminal.)
-fn prepare(command: &mut Command, inherited: [RawFd; 4]) {
+fn prepare(command: &mut Command, inherited: [RawFd; 5]) {
     let parent = std::process::id();
     let in_child = move || {
         // SAFETY: these calls take no pointers, and are safe between fork and exec.
@@ -233,6 +238,7 @@ mod tests {
                         if source.kind() == io::ErrorKind::ExecutableFileBusy =>
                     {
                         fs::remove_file(dir.socket()).unwrap();
+                        fs::remove_file(dir.control_socket()).unwrap();
                     }
                     started => break started.unwrap(),
                 }
@@ -252,6 +258,7 @@ mod tests {
             cid: 3,
             vsock: "/v".into(),
             vsock_fd: None,
+            control_fd: None,
             shares: Vec::new(),
             terminal: false,
             console: false,

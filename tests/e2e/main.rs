@@ -5,4 +5,5 @@ mod doctor;
 mod files;
 mod lifecycle;
 mod process;
+mod snapshot;
 mod stdio;

@@ -7,6 +7,7 @@
 pub mod boot;
 pub mod bus;
 pub mod cmdline;
+pub mod control;
 pub mod ending;
 pub mod fs_worker;
 pub mod kernel_log;
@@ -14,6 +15,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+mod running;
 pub mod spec;
 pub mod timeline;
 pub mod vcpu;

@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use bulkhead_devices::GuestMemory;
 use bulkhead_devices::boot_mark::BootMark as BootMarkPort;
@@ -18,19 +17,19 @@ use bulkhead_devices::virtio::mmio::Transport;
 use bulkhead_devices::vsock::{HostEnd, Vsock, VsockConfig};
 use bulkhead_protocol::{BootMark, ExitReport, FS_TAG, HostPort};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, BootError};
 use crate::bus::Bus;
 use crate::cmdline;
-use crate::ending::{Ended, Ending};
+use crate::control::Control;
+use crate::ending::Ending;
 use crate::fs_worker::{FsWorker, FsWorkerError};
 use crate::layout;
 use crate::memory::{self, MemoryError};
 use crate::spec::{SpecError, VmSpec};
 use crate::timeline::Timeline;
-use crate::vcpu::{self, ExitCounter, Exits, VcpuError};
+use crate::vcpu::{self, ExitCounter, Exits, Gate, Vcpu, VcpuError};
 use crate::vm::{Vm, VmError};
 
 /// Why a VM could not be built or run.
@@ -49,6 +48,10 @@ pub enum MachineError {
     Vcpu(#[from] VcpuError),
     #[error(transparent)]
     Boot(#[from] BootError),
+    #[error("cannot serve the control socket: {0}")]
+    Control(#[source] io::Error),
+    #[error("cannot claim the signal that stops vCPUs: {0}")]
+    Gate(#[source] io::Error),
     #[error("cannot listen on the vsock socket {path}: {source}")]
     Vsock { path: PathBuf, source: io::Error },
     #[error("cannot set up the {device} device: {source}")]
@@ -63,12 +66,14 @@ type Loop = EventManager<Arc<Mutex<dyn MutEventSubscriber + Send>>>;
 
 /// A VM that is ready to run.
 pub struct Machine {
-    vm: Vm,
-    vcpus: Vec<VcpuFd>,
-    exits: Arc<Exits>,
-    events: Loop,
-    timeline: Timeline,
-    memory: Arc<GuestMemory>,
+    pub(crate) vm: Vm,
+    pub(crate) vcpus: Vec<Arc<Vcpu>>,
+    pub(crate) exits: Arc<Exits>,
+    pub(crate) events: Loop,
+    pub(crate) control: Option<Arc<Mutex<Control>>>,
+    pub(crate) timeline: Timeline,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) memory_mib: u32,
     _fs_worker: FsWorker,
 }
 
@@ -105,34 +110,25 @@ impl Machine {
         timeline.mark("kernel_loaded");
         let supported = vcpu::supported_cpuid(&vm.kvm)?;
         let vcpus = (0..spec.vcpus)
-            .map(|id| vcpu::create(&vm.fd, id, spec.vcpus, &supported, entry))
+            .map(|id| vcpu::create(&vm.fd, id, spec.vcpus, &supported, entry).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         if timeline.is_on() {
-            vcpus.iter().filter_map(ExitCounter::new).for_each(|c| timeline.count_exits(c));
+            let counters = vcpus.iter().filter_map(|vcpu| ExitCounter::new(&vcpu.lock()));
+            counters.for_each(|counter| timeline.count_exits(counter));
         }
-        let exits = Arc::new(Exits { bus, ending });
-        let timeline = timeline.clone();
-        Ok(Self { vm, vcpus, exits, events, timeline, memory, _fs_worker: fs_worker })
-    }
-
-    /// Runs the VM until it ends.
-    pub fn run(mut self) -> Result<(Ended, Arc<GuestMemory>), MachineError> {
-        self.timeline.mark("first_run");
-        for (id, mut vcpu) in (0..).zip(std::mem::take(&mut self.vcpus)) {
-            let exits = self.exits.clone();
-            thread::Builder::new()
-                .name(format!("vcpu{id}"))
-                .spawn(move || vcpu::run(id, &mut vcpu, &exits))
-                .map_err(|source| MachineError::Thread { id, source })?;
-        }
-        loop {
-            self.events.run()?;
-            if let Some(ended) = self.exits.ending.take() {
-                self.timeline.mark("ended");
-                drop(self.vm);
-                return Ok((ended, self.memory));
-            }
-        }
+        let control = spec.control_fd.map(|fd| control(fd, &mut events)).transpose()?;
+        let gate = Gate::new().map_err(MachineError::Gate)?;
+        Ok(Self {
+            vm,
+            vcpus,
+            exits: Arc::new(Exits { bus, ending, gate }),
+            events,
+            control,
+            timeline: timeline.clone(),
+            memory,
+            memory_mib: spec.memory_mib,
+            _fs_worker: fs_worker,
+        })
     }
 }
 
@@ -161,6 +157,14 @@ impl<'a> Wiring<'a> {
         self.mmio.push(transport);
         Ok(())
     }
+}
+
+fn control(fd: RawFd, events: &mut Loop) -> Result<Arc<Mutex<Control>>, MachineError> {
+    // SAFETY: the spec says that this descriptor was inherited for this use alone.
+    let listener = unsafe { UnixListener::from_raw_fd(fd) };
+    let control = Arc::new(Mutex::new(Control::new(listener).map_err(MachineError::Control)?));
+    events.add_subscriber(control.clone());
+    Ok(control)
 }
 
 fn event_fd() -> io::Result<EventFd> {

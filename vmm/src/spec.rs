@@ -32,6 +32,9 @@ pub struct VmSpec {
     /// An inherited fd that listens on [`VmSpec::vsock`] already; without it the VMM binds the path.
     #[serde(default)]
     pub vsock_fd: Option<i32>,
+    /// An inherited Unix stream socket that listens for [`crate::control`] clients.
+    #[serde(default)]
+    pub control_fd: Option<i32>,
     /// Host directories and files the guest sees under the one virtio-fs mount, by name.
     #[serde(default)]
     pub shares: Vec<Share>,

@@ -17,6 +17,14 @@ struct Inner {
     counters: Mutex<Vec<ExitCounter>>,
 }
 
+impl Inner {
+    fn exits(&self) -> Option<u64> {
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts: Option<Vec<u64>> = counters.iter().map(ExitCounter::exits).collect();
+        counts.filter(|counts| !counts.is_empty()).map(|counts| counts.iter().sum())
+    }
+}
+
 /// CLOCK_MONOTONIC now, ns.
 pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
@@ -43,14 +51,16 @@ impl Timeline {
         }
     }
 
+    /// VM exits of all vCPUs so far; `None` where nobody counts.
+    pub fn exits(&self) -> Option<u64> {
+        self.0.as_ref()?.exits()
+    }
+
     /// Stamps `phase`.
     pub fn mark(&self, phase: &str) {
         let Some(inner) = &self.0 else { return };
         let ns = now_ns().saturating_sub(inner.from_ns);
-        let counters = inner.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        let counts: Option<Vec<u64>> = counters.iter().map(ExitCounter::exits).collect();
-        let exits = counts.filter(|counts| !counts.is_empty()).map(|counts| counts.iter().sum());
-        let mark = Mark { phase: phase.to_owned(), ns, exits };
+        let mark = Mark { phase: phase.to_owned(), ns, exits: inner.exits() };
         inner.marks.lock().unwrap_or_else(PoisonError::into_inner).push(mark);
     }
 

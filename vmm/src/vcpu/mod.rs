@@ -1,12 +1,17 @@
 //! vCPUs: their registers at boot, what CPUID tells them, and the thread that runs each.
 
 mod cpuid;
+mod gate;
 mod registers;
 mod run;
 mod stats;
 
 use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use gate::Gate;
 pub use run::{Exits, run};
 pub use stats::ExitCounter;
 
@@ -25,6 +30,40 @@ pub struct VcpuError {
     pub ioctl: &'static str,
     /// What KVM answered.
     pub source: io::Error,
+}
+
+/// A vCPU. Its thread holds the lock but while it is parked at the [`Gate`].
+pub struct Vcpu {
+    /// Its number, for messages and as its APIC ID.
+    pub id: u8,
+    fd: Mutex<VcpuFd>,
+    immediate_exit: ImmediateExit,
+}
+
+/// The field of `struct kvm_run` that makes KVM_RUN return at once.
+struct ImmediateExit(NonNull<AtomicU8>);
+
+// SAFETY: the target is an atomic in a mapping that `Vcpu` owns beside it; see `Vcpu::new`.
+unsafe impl Send for ImmediateExit {}
+// SAFETY: as above; an atomic may be shared.
+unsafe impl Sync for ImmediateExit {}
+
+impl Vcpu {
+    fn new(id: u8, mut fd: VcpuFd) -> Self {
+        let flag = NonNull::from(&mut fd.get_kvm_run().immediate_exit).cast();
+        Self { id, fd: Mutex::new(fd), immediate_exit: ImmediateExit(flag) }
+    }
+
+    /// The vCPU's descriptor; waits for its thread to park or end.
+    pub fn lock(&self) -> MutexGuard<'_, VcpuFd> {
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leave_at_once(&self, now: bool) {
+        // SAFETY: the byte lies in the mapping of `struct kvm_run`, which `fd` keeps for as long as
+        // `self`; the kernel, too, reads it while others write it (linux/kvm.h).
+        unsafe { self.immediate_exit.0.as_ref() }.store(now.into(), Ordering::SeqCst);
+    }
 }
 
 impl VcpuError {
@@ -46,12 +85,12 @@ pub fn create(
     count: u8,
     supported: &CpuId,
     entry: Entry,
-) -> Result<VcpuFd, VcpuError> {
+) -> Result<Vcpu, VcpuError> {
     let vcpu = vm.create_vcpu(u64::from(id)).map_err(VcpuError::at(id, "KVM_CREATE_VCPU"))?;
     let cpuid = cpuid::for_vcpu(supported, id, count, vm);
     vcpu.set_cpuid2(&cpuid).map_err(VcpuError::at(id, "KVM_SET_CPUID2"))?;
     if id == 0 {
         registers::set_boot(&vcpu, entry)?;
     }
-    Ok(vcpu)
+    Ok(Vcpu::new(id, vcpu))
 }

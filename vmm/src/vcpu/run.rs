@@ -1,9 +1,11 @@
 //! The loop of a vCPU thread: run the guest, serve its exits, until the VM ends.
 
 use std::io;
+use std::sync::Arc;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::{Gate, Vcpu};
 use crate::bus::{Bus, PioWrite};
 use crate::ending::{Ending, Unexpected};
 
@@ -13,12 +15,27 @@ pub struct Exits {
     pub bus: Bus,
     /// Where the end of the VM is said.
     pub ending: Ending,
+    /// Where vCPUs are held while the VM is paused.
+    pub gate: Arc<Gate>,
 }
 
-/// Runs `vcpu` until the VM ends. `id` is for messages.
-pub fn run(id: u8, vcpu: &mut VcpuFd, exits: &Exits) {
+/// Runs `vcpu` until the VM ends.
+pub fn run(vcpu: &Vcpu, exits: &Exits) {
     loop {
-        let unexpected = match vcpu.run() {
+        // The lock is free while the vCPU is parked, for whoever saves its state.
+        let unexpected = run_until_called(vcpu.id, &mut vcpu.lock(), exits);
+        if let Some(unexpected) = unexpected {
+            exits.ending.unexpected(unexpected);
+            return exits.gate.leave();
+        }
+        exits.gate.pass();
+    }
+}
+
+/// Runs the guest until KVM_RUN is interrupted (`None`) or the VM ends.
+fn run_until_called(id: u8, vcpu: &mut VcpuFd, exits: &Exits) -> Option<Unexpected> {
+    loop {
+        return Some(match vcpu.run() {
             Ok(VcpuExit::MmioRead(address, data)) => {
                 exits.bus.mmio_read(address, data);
                 continue;
@@ -35,19 +52,18 @@ pub fn run(id: u8, vcpu: &mut VcpuFd, exits: &Exits) {
                 PioWrite::Done => continue,
                 PioWrite::Reset => Unexpected::Reset,
             },
-            Ok(VcpuExit::Intr) => continue,
+            Ok(VcpuExit::Intr) => return None,
             // A triple fault: how a kernel with `reboot=t` restarts, or one that lost its way dies.
             Ok(VcpuExit::Shutdown) | Ok(VcpuExit::SystemEvent(..)) => Unexpected::Reset,
             Ok(VcpuExit::FailEntry(reason, _)) => Unexpected::FailEntry { vcpu: id, reason },
             Ok(VcpuExit::InternalError) => Unexpected::internal_error(id, vcpu),
             Ok(other) => Unexpected::Exit { vcpu: id, exit: format!("{other:?}") },
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
+            Err(error) if error.errno() == libc::EINTR => return None,
+            Err(error) if error.errno() == libc::EAGAIN => continue,
             Err(error) => {
                 let source = io::Error::from_raw_os_error(error.errno());
                 Unexpected::Run { vcpu: id, source }
             }
-        };
-        exits.ending.unexpected(unexpected);
-        return;
+        });
     }
 }

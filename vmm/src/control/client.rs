@@ -1,0 +1,101 @@
+//! The caller's side.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{LINE_MAX, Request, Response, Stats};
+
+/// How long a VM may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Why a VM did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("cannot connect to the VM's control socket {}: {source}", .path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The connection broke, or the answer took too long.
+    #[error("the VM did not answer on its control socket: {0}")]
+    Broken(#[source] io::Error),
+    /// Something that is no answer.
+    #[error("the VM answered nonsense on its control socket")]
+    Nonsense,
+    /// The VM's own words.
+    #[error("the VM refused: {0}")]
+    Refused(String),
+}
+
+/// A connection to a VM's control socket; its calls wait for the answer.
+#[derive(Debug)]
+pub struct Client(UnixStream);
+
+impl Client {
+    /// Connects to the socket at `path`.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(path)
+            .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+        stream
+            .set_read_timeout(Some(ANSWER_MAX))
+            .and_then(|()| stream.set_write_timeout(Some(ANSWER_MAX)))
+            .map_err(ClientError::Broken)?;
+        Ok(Self(stream))
+    }
+
+    /// Stops the VM's vCPUs.
+    pub fn pause(&mut self) -> Result<(), ClientError> {
+        self.done(Request::Pause)
+    }
+
+    /// Lets them go on.
+    pub fn resume(&mut self) -> Result<(), ClientError> {
+        self.done(Request::Resume)
+    }
+
+    /// Asks for figures.
+    pub fn stats(&mut self) -> Result<Stats, ClientError> {
+        match self.call(Request::Stats)? {
+            Response::Stats(stats) => Ok(stats),
+            _ => Err(ClientError::Nonsense),
+        }
+    }
+
+    fn done(&mut self, request: Request) -> Result<(), ClientError> {
+        match self.call(request)? {
+            Response::Done => Ok(()),
+            _ => Err(ClientError::Nonsense),
+        }
+    }
+
+    fn call(&mut self, request: Request) -> Result<Response, ClientError> {
+        let mut line = serde_json::to_vec(&request).map_err(|_| ClientError::Nonsense)?;
+        line.push(b'\n');
+        self.0.write_all(&line).map_err(ClientError::Broken)?;
+        match serde_json::from_slice(&self.line()?).map_err(|_| ClientError::Nonsense)? {
+            Response::Refused { message } => Err(ClientError::Refused(message)),
+            response => Ok(response),
+        }
+    }
+
+    /// Reads one line. Nothing comes after it: the VM speaks when it is spoken to.
+    fn line(&mut self) -> Result<Vec<u8>, ClientError> {
+        let mut line = Vec::new();
+        let mut chunk = [0; 512];
+        while !line.ends_with(b"\n") {
+            match self.0.read(&mut chunk) {
+                Ok(0) => return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into())),
+                Ok(len) if line.len() + len <= LINE_MAX => line.extend_from_slice(&chunk[..len]),
+                Ok(_) => return Err(ClientError::Nonsense),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ClientError::Broken(error)),
+            }
+        }
+        Ok(line)
+    }
+}

@@ -1,0 +1,65 @@
+//! The VM's control socket: one JSON object a line in, one a line out.
+//!
+//! ```text
+//! {"verb":"pause"}     {"result":"done"}
+//! {"verb":"resume"}    {"result":"done"}
+//! {"verb":"stats"}     {"result":"stats","paused":false,"vcpus":1,"memory_mib":128,...}
+//! {"verb":"freeze"}    {"result":"refused","message":"..."}
+//! ```
+//!
+//! The socket is inherited ([`crate::VmSpec::control_fd`]); whoever can connect to it is trusted with
+//! the VM. A client is not trusted with the event loop: lines and clients are bounded, and one that
+//! does not read its answers is dropped.
+
+mod client;
+mod server;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{Client, ClientError};
+pub use server::{Command, Control};
+
+/// The longest line either side takes, bytes.
+pub const LINE_MAX: usize = 4096;
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Stops all vCPUs; nothing is to do if they are stopped already.
+    Pause,
+    /// Lets them go on.
+    Resume,
+    /// Asks for figures.
+    Stats,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum Response {
+    /// It is done.
+    Done,
+    /// Figures.
+    Stats(Stats),
+    /// It is not done.
+    Refused {
+        /// One sentence.
+        message: String,
+    },
+}
+
+/// Figures of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// The vCPUs are stopped.
+    pub paused: bool,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Memory of the guest, MiB.
+    pub memory_mib: u32,
+    /// Since the VM began to run, ms.
+    pub uptime_ms: u64,
+    /// VM exits so far; `None` where nobody counts them (see [`crate::VmSpec::timeline_from_ns`]).
+    pub exits: Option<u64>,
+}

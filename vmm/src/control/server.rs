@@ -1,0 +1,243 @@
+//! The event loop's side: clients, their lines, and the commands that come of them.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+
+use super::{LINE_MAX, Request, Response};
+
+/// Clients at a time; another is closed at once.
+const CLIENTS_MAX: usize = 8;
+/// Event data of the listener; clients count from the next number.
+const LISTENER: u32 = 0;
+
+/// A request, and the client to be answered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Command {
+    client: u32,
+    /// What is asked for.
+    pub request: Request,
+}
+
+/// The control socket.
+pub struct Control {
+    listener: UnixListener,
+    clients: BTreeMap<u32, Client>,
+    next_client: u32,
+    commands: Vec<Command>,
+}
+
+struct Client {
+    stream: UnixStream,
+    /// What came of a line that has not ended yet.
+    line: Vec<u8>,
+}
+
+impl Control {
+    /// Serves `listener`, which is made non-blocking.
+    pub fn new(listener: UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let next_client = LISTENER + 1;
+        Ok(Self { listener, clients: BTreeMap::new(), next_client, commands: Vec::new() })
+    }
+
+    /// The commands since the last call, in the order they came in.
+    pub fn take_commands(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.commands)
+    }
+
+    /// Answers a command.
+    pub fn answer(&mut self, command: &Command, response: &Response) {
+        if let Some(client) = self.clients.get_mut(&command.client) {
+            client.answer(response);
+        }
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let id = self.next_client;
+            let watched = Events::with_data(&stream, id, EventSet::IN);
+            if self.clients.len() < CLIENTS_MAX
+                && stream.set_nonblocking(true).is_ok()
+                && ops.add(watched).is_ok()
+            {
+                self.clients.insert(id, Client { stream, line: Vec::new() });
+                self.next_client = id.checked_add(1).unwrap_or(LISTENER + 1);
+            }
+        }
+    }
+
+    fn read(&mut self, id: u32, ops: &mut EventOps) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let alive = client.read(|request| self.commands.push(Command { client: id, request }));
+        if !alive && let Some(client) = self.clients.remove(&id) {
+            // Watched until now, so that its number is free for the next.
+            let _ = ops.remove(Events::with_data(&client.stream, id, EventSet::IN));
+        }
+    }
+}
+
+impl MutEventSubscriber for Control {
+    fn init(&mut self, ops: &mut EventOps) {
+        let added = ops.add(Events::with_data(&self.listener, LISTENER, EventSet::IN));
+        debug_assert!(added.is_ok(), "a listener can be watched: {added:?}");
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            LISTENER => self.accept(ops),
+            id => self.read(id, ops),
+        }
+    }
+}
+
+impl Client {
+    /// Takes what there is to read, and its whole lines; false once the client is gone or talks
+    /// nonsense of a length that no line has.
+    fn read(&mut self, mut command: impl FnMut(Request)) -> bool {
+        let mut chunk = [0; LINE_MAX];
+        // One read a turn: who talks without end waits between others.
+        match self.stream.read(&mut chunk) {
+            Ok(0) => return false,
+            Ok(len) => self.line.extend_from_slice(&chunk[..len]),
+            Err(error) => {
+                return matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                );
+            }
+        }
+        while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(request) => command(request),
+                Err(error) => {
+                    let message = format!("not a request: {error}");
+                    self.answer(&Response::Refused { message });
+                }
+            }
+        }
+        self.line.len() < LINE_MAX
+    }
+
+    /// Writes an answer, or ends a connection whose client lets answers pile up.
+    fn answer(&mut self, response: &Response) {
+        let mut line = serde_json::to_vec(response).unwrap_or_default();
+        line.push(b'\n');
+        if !matches!(self.stream.write(&line), Ok(len) if len == line.len()) {
+            // The event loop sees the end and forgets the client.
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::sync::{Arc, Mutex};
+
+    use event_manager::{EventManager, SubscriberOps};
+
+    use super::*;
+
+    struct Served {
+        _dir: tempfile::TempDir,
+        path: std::path::PathBuf,
+        control: Arc<Mutex<Control>>,
+        events: EventManager<Arc<Mutex<Control>>>,
+    }
+
+    impl Served {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("control.sock");
+            let control = Control::new(UnixListener::bind(&path).unwrap()).unwrap();
+            let control = Arc::new(Mutex::new(control));
+            let mut events = EventManager::new().unwrap();
+            events.add_subscriber(control.clone());
+            Self { _dir: dir, path, control, events }
+        }
+
+        fn client(&self) -> UnixStream {
+            UnixStream::connect(&self.path).unwrap()
+        }
+
+        /// Serves what is there, answering every command with `Done`.
+        fn serve(&mut self) -> Vec<Request> {
+            let mut requests = Vec::new();
+            while self.events.run_with_timeout(0).unwrap() > 0 {
+                let mut control = self.control.lock().unwrap();
+                for command in control.take_commands() {
+                    control.answer(&command, &Response::Done);
+                    requests.push(command.request);
+                }
+            }
+            requests
+        }
+
+        fn clients(&self) -> usize {
+            self.control.lock().unwrap().clients.len()
+        }
+    }
+
+    fn line(stream: &UnixStream) -> String {
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line
+    }
+
+    #[test]
+    fn a_line_is_a_command_however_it_is_cut() {
+        let mut served = Served::new();
+        let mut client = served.client();
+        client.write_all(b"{\"verb\":\"pa").unwrap();
+        assert_eq!(served.serve(), []);
+        client.write_all(b"use\"}\n{\"verb\":\"resume\"}\n").unwrap();
+        assert_eq!(served.serve(), [Request::Pause, Request::Resume]);
+        assert_eq!(line(&client), "{\"result\":\"done\"}\n");
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_endless_nonsense_ends_the_connection() {
+        let mut served = Served::new();
+        let mut client = served.client();
+        client.write_all(b"{\"verb\":\"explode\"}\n").unwrap();
+        assert_eq!(served.serve(), []);
+        assert!(line(&client).contains("refused"));
+        client.write_all(&[b'x'; LINE_MAX + 1]).unwrap();
+        served.serve();
+        assert_eq!(served.clients(), 0);
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_dropped() {
+        let mut served = Served::new();
+        let mut client = served.client();
+        client.set_nonblocking(true).unwrap();
+        for _ in 0..100_000 {
+            if served.clients() == 0 && client.write_all(b"{\"verb\":\"stats\"}\n").is_err() {
+                return;
+            }
+            let _ = client.write(b"{\"verb\":\"stats\"}\n");
+            served.serve();
+        }
+        panic!("the connection is still there");
+    }
+
+    #[test]
+    fn clients_are_few_and_the_places_are_used_again() {
+        let mut served = Served::new();
+        let clients: Vec<_> = (0..CLIENTS_MAX + 3).map(|_| served.client()).collect();
+        served.serve();
+        assert_eq!(served.clients(), CLIENTS_MAX);
+        drop(clients);
+        served.serve();
+        assert_eq!(served.clients(), 0);
+        let mut client = served.client();
+        client.write_all(b"{\"verb\":\"stats\"}\n").unwrap();
+        assert_eq!(served.serve(), [Request::Stats]);
+    }
+}
