@@ -3,8 +3,11 @@ SHELL := /bin/bash
 CARGO := cargo
 export CARGO_TERM_PROGRESS_WHEN ?= auto
 BIN := target/release
-AGENT := target/agent/x86_64-unknown-linux-gnu/release/bulkhead-agent
-STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target x86_64-unknown-linux-gnu
+# Static: the agent because its initramfs has no libraries, the others because a start must not wait for any. They find each
+# other by directory, so hard links put all of them beside the kernel.
+TARGET := x86_64-unknown-linux-gnu
+STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(TARGET)
+place = mkdir -p $(BIN) && ln -f -t $(BIN) $(addprefix target/$(TARGET)/release/,$(1))
 
 .PHONY: all help deps kernel lab-kernel build agent rootfs demo test check unit e2e e2e-long lab-selftest lab-shell timeline clean
 
@@ -17,16 +20,17 @@ kernel: deps ## the guest's kernel, cached outside the checkout
 lab-kernel: deps ## the lab's kernel, cached too
 	@guest-kernel-config/build lab >/dev/null
 agent: ## the guest's PID 1, static
-	@$(STATIC) --target-dir target/agent -p bulkhead-agent && mkdir -p $(BIN) && ln -sf ../../$(AGENT) $(BIN)/bulkhead-agent
+	@$(STATIC) -p bulkhead-agent && $(call place,bulkhead-agent)
 build: kernel agent ## everything a container needs, in target/release
-	@$(CARGO) build --locked --release -p bulkhead -p bulkhead-vmm
+	@$(STATIC) -p bulkhead -p bulkhead-vmm && $(call place,bulkhead bulkhead-vmm)
 rootfs: deps ## root file systems for demo and tests, from Debian packages
 	@tests/rootfs/build busybox >/dev/null && tests/rootfs/build debian >/dev/null
 demo: build rootfs ## a container in a kernel of its own, here or in the lab
 	@tests/demo
 test: check unit lab-selftest e2e ## everything CI runs
-check: ## formatting and lints
+check: ## formatting, lints, and the rules of ARCHITECTURE.md (tests/tidy)
 	@$(CARGO) fmt --check && $(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@$(CARGO) test --locked -q -p bulkhead-tests --test tidy
 unit: deps ## unit, property and device tests: no VM
 	@$(CARGO) test --locked --workspace --exclude bulkhead-tests
 lab-selftest: lab-kernel ## that the lab is what its README promises

@@ -14,6 +14,8 @@ use crate::state::Root;
 
 const FILE: &str = ".kvm";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Stands for a device that is not there.
+const MISSING: &str = "missing";
 
 /// Why micro-VMs cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -49,12 +51,16 @@ fn ensure_by(
     Ok(())
 }
 
-/// What a good verdict depends on; `None` if that cannot be told.
+/// What a good verdict depends on; `None` if that cannot be told. The probe writes none for a device
+/// that is missing; a test of the command line may, to go on to a VMM that needs no device.
 fn key(device: &Path) -> Option<String> {
     let boot = fs::read_to_string(BOOT_ID).ok()?;
-    let node = fs::metadata(device).ok()?;
     let (version, boot) = (env!("CARGO_PKG_VERSION"), boot.trim());
-    Some(format!("{version} {boot} {} {} {}\n", node.rdev(), node.ino(), node.ctime()))
+    let node = match fs::metadata(device) {
+        Ok(node) => format!("{} {} {}", node.rdev(), node.ino(), node.ctime()),
+        Err(_) => MISSING.to_owned(),
+    };
+    Some(format!("{version} {boot} {node}\n"))
 }
 
 fn verdict(checks: Vec<Check>) -> VerdictError {

@@ -29,11 +29,12 @@ impl Host {
         symlink("/bin/true", host.path("lib/bulkhead-agent")).unwrap();
         fs::write(host.path("lib/vmlinux"), "").unwrap();
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-        if let Ok(kvm) = fs::metadata("/dev/kvm") {
-            let (version, boot) = (env!("CARGO_PKG_VERSION"), boot.trim());
-            let key = format!("{version} {boot} {} {} {}\n", kvm.rdev(), kvm.ino(), kvm.ctime());
-            fs::write(host.path("state/.kvm"), key).unwrap();
-        }
+        let kvm = match fs::metadata("/dev/kvm") {
+            Ok(kvm) => format!("{} {} {}", kvm.rdev(), kvm.ino(), kvm.ctime()),
+            Err(_) => "missing".to_owned(),
+        };
+        let key = format!("{} {} {kvm}\n", env!("CARGO_PKG_VERSION"), boot.trim());
+        fs::write(host.path("state/.kvm"), key).unwrap();
         host
     }
 
@@ -69,21 +70,18 @@ impl Host {
 
 fn fake_vmm() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    test.parent().and_then(Path::parent).unwrap().join("examples/fake-vmm")
+    let path = test.parent().and_then(Path::parent).unwrap().join("examples/fake-vmm");
+    assert!(
+        path.exists(),
+        "{} is not built: run `cargo test -p bulkhead` as a whole",
+        path.display()
+    );
+    path
 }
 
 fn said(output: Output) -> (i32, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
-}
-
-/// These tests need a verdict to be kept, and so a device that it can be kept for.
-fn host() -> Option<Host> {
-    let there = Path::new("/dev/kvm").exists();
-    if !there {
-        eprintln!("skipped: there is no /dev/kvm");
-    }
-    there.then(Host::new)
 }
 
 /// A running `bulkhead run`; killed when dropped.
@@ -144,7 +142,7 @@ fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> T {
 
 #[test]
 fn the_exit_code_is_the_command_s() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     for code in [0, 1, 125, 255] {
         let (got, stdout, stderr) = host.output(&["exit", &code.to_string()]);
         assert_eq!((got, &*stdout, &*stderr), (code, "", ""));
@@ -154,7 +152,7 @@ fn the_exit_code_is_the_command_s() {
 
 #[test]
 fn a_command_that_cannot_be_executed_is_127_or_126() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     for (command, expected) in [("missing", 127), ("bad", 126)] {
         let (code, _, stderr) = host.output(&[command]);
         assert_eq!((code, &*stderr), (expected, &*format!("bulkhead: cannot execute {command}\n")));
@@ -164,7 +162,7 @@ fn a_command_that_cannot_be_executed_is_127_or_126() {
 
 #[test]
 fn a_vm_that_fails_is_125_with_its_reason() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     let (code, _, stderr) = host.output(&["panic"]);
     let expected = "bulkhead: the guest panicked\n  Kernel panic - not syncing: test\n";
     assert_eq!((code, &*stderr), (125, expected));
@@ -176,7 +174,7 @@ fn a_vm_that_fails_is_125_with_its_reason() {
 
 #[test]
 fn input_is_passed_on_only_if_asked_for() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     for (args, expected) in [(&["-i", "cat"][..], "hello"), (&["cat"], "")] {
         let mut child = host.run(args).stdin(Stdio::piped()).spawn().unwrap();
         // Nobody reads it without -i.
@@ -188,7 +186,7 @@ fn input_is_passed_on_only_if_asked_for() {
 
 #[test]
 fn signals_reach_the_command() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1] {
         let mut running = Running::start(host.run(&["signal"]));
         assert_eq!(running.line(), "ready\n");
@@ -205,7 +203,7 @@ fn signals_reach_the_command() {
 
 #[test]
 fn a_vm_that_never_gets_up_can_be_interrupted() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     let mut running = Running::start(host.run(&["--name", "deaf", "exit", "0"]));
     running.vmm();
     running.send(Signal::INT);
@@ -215,7 +213,7 @@ fn a_vm_that_never_gets_up_can_be_interrupted() {
 
 #[test]
 fn a_name_is_refused_while_its_vm_lives() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     let mut first = Running::start(host.run(&["--name", "web", "ignore"]));
     first.vmm();
     let (code, _, stderr) = host.output(&["--name", "web", "exit", "0"]);
@@ -230,7 +228,7 @@ fn a_name_is_refused_while_its_vm_lives() {
 
 #[test]
 fn a_killed_vmm_leaves_nothing() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     let mut running = Running::start(host.run(&["ignore"]));
     kill_process(running.vmm(), Signal::KILL).unwrap();
     assert_eq!(running.code(), 125);
@@ -242,7 +240,7 @@ fn a_killed_vmm_leaves_nothing() {
 
 #[test]
 fn a_killed_bulkhead_takes_its_vm_along_and_the_next_call_cleans_up() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     let mut running = Running::start(host.run(&["--name", "web", "ignore"]));
     let vmm = running.vmm();
     running.send(Signal::KILL);
@@ -255,7 +253,7 @@ fn a_killed_bulkhead_takes_its_vm_along_and_the_next_call_cleans_up() {
 
 #[test]
 fn the_timeline_has_marks_of_host_and_guest() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     let (code, stdout, stderr) = host.output(&["--timeline", "exit", "6"]);
     assert_eq!((code, &*stdout), (6, ""));
     for phase in ["spawned", "connected", "start_confirmed", "init"] {
@@ -342,42 +340,53 @@ fn terminal() -> (File, OwnedFd) {
     (ours.into(), theirs.into())
 }
 
+/// Whether the terminal behind this end passes on what is typed as it comes.
+fn is_raw(ours: &File) -> bool {
+    use rustix::termios::{LocalModes, tcgetattr};
+    !tcgetattr(ours).unwrap().local_modes.contains(LocalModes::ICANON)
+}
+
+/// Starts a container at a terminal; nobody but its caller holds the other end.
+fn at_terminal(host: &Host, ours: &File, theirs: OwnedFd, args: &[&str]) -> Running {
+    assert!(!is_raw(ours));
+    let mut command = host.run(args);
+    command.stdin(theirs.try_clone().unwrap()).stdout(theirs);
+    Running::start(command)
+}
+
 #[test]
 fn a_terminal_is_raw_while_the_container_has_it_and_sized_like_it() {
-    use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
-    let Some(host) = host() else { return };
+    use rustix::termios::{Winsize, tcsetwinsize};
+    let host = Host::new();
     let (ours, theirs) = terminal();
     let size =
         |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(&ours, size(30, 100)).unwrap();
-    let is_raw = || !tcgetattr(&theirs).unwrap().local_modes.contains(LocalModes::ICANON);
-    assert!(!is_raw());
-    let end = || Stdio::from(theirs.try_clone().unwrap());
-    let mut command = host.run(&["-it", "size"]);
-    command.stdin(end()).stdout(end());
-    let mut running = Running::start(command);
+    let mut running = at_terminal(&host, &ours, theirs, &["-it", "size"]);
     let mut lines = BufReader::new(ours.try_clone().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap().trim(), "30x100");
-    wait_for(|| is_raw().then_some(()));
+    wait_for(|| is_raw(&ours).then_some(()));
     tcsetwinsize(&ours, size(40, 120)).unwrap();
     running.send(Signal::WINCH);
     assert_eq!(lines.next().unwrap().unwrap().trim(), "40x120");
     assert_eq!(running.code(), 0);
-    assert!(!is_raw());
+    assert!(!is_raw(&ours));
+}
 
-    // A VM that dies restores it as well.
-    let mut command = host.run(&["-it", "ignore"]);
-    command.stdin(end()).stdout(end());
-    let mut running = Running::start(command);
-    wait_for(|| is_raw().then_some(()));
+#[test]
+fn a_vm_that_dies_leaves_the_terminal_as_it_was() {
+    let host = Host::new();
+    let (ours, theirs) = terminal();
+    let mut running = at_terminal(&host, &ours, theirs, &["-it", "ignore"]);
+    wait_for(|| is_raw(&ours).then_some(()));
     kill_process(running.vmm(), Signal::KILL).unwrap();
     assert_eq!(running.code(), 125);
-    assert!(!is_raw());
+    assert!(!is_raw(&ours));
 }
 
 #[test]
 fn a_terminal_without_a_terminal_has_the_usual_size() {
-    let Some(host) = host() else { return };
+    let host = Host::new();
     let mut running = Running::start(host.run(&["-t", "size"]));
     assert_eq!(running.line(), "24x80\n");
 }
