@@ -13,7 +13,6 @@
 //! Streams are watched for edges: after an event, go on until [`io::ErrorKind::WouldBlock`].
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
@@ -22,6 +21,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::Shutdown;
 use vm_memory::VolatileSlice;
+
+use crate::iovec::{IoVecs, retry};
 
 /// POSIX's PIPE_BUF on Linux: a pipe that poll(2) calls writable takes this much.
 const PIPE_BUF: usize = 4096;
@@ -143,14 +144,15 @@ impl HostStream {
     /// Reads into guest memory. Returns 0 at end of file.
     pub fn read(&self, buffers: &[VolatileSlice]) -> io::Result<usize> {
         self.wait_is_over(PollFlags::IN)?;
-        let mut iov = Iov::new(buffers, usize::MAX);
+        let mut iov = IoVecs::<IOV_MAX>::new();
+        iov.push(buffers, usize::MAX);
         retry(|| match self.kind {
             // SAFETY: the message's buffers are those of `iov`.
             Kind::Socket => unsafe {
                 libc::recvmsg(self.as_raw_fd(), &mut iov.message(), libc::MSG_DONTWAIT)
             },
-            // SAFETY: `iov` holds `len` buffers that are valid for writes.
-            _ => unsafe { libc::readv(self.as_raw_fd(), iov.as_ptr(), iov.len()) },
+            // SAFETY: `iov` holds `count` buffers that are valid for writes.
+            _ => unsafe { libc::readv(self.as_raw_fd(), iov.as_ptr(), iov.count()) },
         })
     }
 
@@ -158,15 +160,16 @@ impl HostStream {
     pub fn write(&self, buffers: &[VolatileSlice]) -> io::Result<usize> {
         self.wait_is_over(PollFlags::OUT)?;
         let limit = if self.kind == Kind::Polled { PIPE_BUF } else { usize::MAX };
-        let mut iov = Iov::new(buffers, limit);
+        let mut iov = IoVecs::<IOV_MAX>::new();
+        iov.push(buffers, limit);
         retry(|| match self.kind {
             // SAFETY: the message's buffers are those of `iov`.
             Kind::Socket => unsafe {
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
                 libc::sendmsg(self.as_raw_fd(), &iov.message(), flags)
             },
-            // SAFETY: `iov` holds `len` buffers that are valid for reads.
-            _ => unsafe { libc::writev(self.as_raw_fd(), iov.as_ptr(), iov.len()) },
+            // SAFETY: `iov` holds `count` buffers that are valid for reads.
+            _ => unsafe { libc::writev(self.as_raw_fd(), iov.as_ptr(), iov.count()) },
         })
     }
 
@@ -204,61 +207,6 @@ fn reopen(fd: &OwnedFd, direction: Direction) -> io::Result<OwnedFd> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
-}
-
-/// Guest buffers in the form of system calls.
-struct Iov {
-    buffers: [MaybeUninit<libc::iovec>; IOV_MAX],
-    len: usize,
-}
-
-impl Iov {
-    /// The first of `slices`, at most `limit` bytes.
-    fn new(slices: &[VolatileSlice], mut limit: usize) -> Self {
-        let mut iov = Self { buffers: [MaybeUninit::uninit(); IOV_MAX], len: 0 };
-        for (entry, slice) in iov.buffers.iter_mut().zip(slices) {
-            if limit == 0 {
-                break;
-            }
-            let iov_len = slice.len().min(limit);
-            entry.write(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len });
-            limit -= iov_len;
-            iov.len += 1;
-        }
-        iov
-    }
-
-    fn as_ptr(&self) -> *const libc::iovec {
-        self.buffers.as_ptr().cast()
-    }
-
-    fn len(&self) -> i32 {
-        self.len as i32
-    }
-
-    /// A message of these buffers, valid as long as they are.
-    fn message(&mut self) -> libc::msghdr {
-        // SAFETY: a msghdr of zeros is one without name, buffers and control data.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = self.buffers.as_mut_ptr().cast();
-        message.msg_iovlen = self.len as _;
-        message
-    }
-}
-
-/// Repeats a call that a signal interrupted.
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        match usize::try_from(call()) {
-            Ok(count) => return Ok(count),
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ pub mod boot_mark;
 pub mod fs;
 pub mod host_stream;
 pub mod interrupt;
+mod iovec;
+pub mod net;
+pub mod rate_limiter;
 pub mod rng;
 pub mod serial;
 #[cfg(any(test, feature = "testing"))]

@@ -51,6 +51,7 @@ pub fn vm(
         vsock_fd: None,
         control_fd: None,
         shares: std::iter::once(root).chain(volumes).collect(),
+        nets: Vec::new(),
         terminal: request.tty,
         console: request.console,
         report_fd: None,

@@ -260,6 +260,7 @@ mod tests {
             vsock_fd: None,
             control_fd: None,
             shares: Vec::new(),
+            nets: Vec::new(),
             terminal: false,
             console: false,
             report_fd: None,

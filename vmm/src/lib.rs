@@ -14,6 +14,7 @@ pub mod kernel_log;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod net;
 pub mod probe;
 mod running;
 pub mod spec;

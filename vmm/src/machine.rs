@@ -27,6 +27,7 @@ use crate::ending::Ending;
 use crate::fs_worker::{FsWorker, FsWorkerError};
 use crate::layout;
 use crate::memory::{self, MemoryError};
+use crate::net;
 use crate::spec::{SpecError, VmSpec};
 use crate::timeline::Timeline;
 use crate::vcpu::{self, ExitCounter, Exits, Gate, Vcpu, VcpuError};
@@ -97,6 +98,9 @@ impl Machine {
         wiring.add(Box::new(FsDevice::new(FS_TAG, fs_socket)))?;
         wiring.add(Box::new(vsock))?;
         wiring.add(Box::new(Rng::new()))?;
+        for net in &spec.nets {
+            wiring.add(net::device(net).map_err(device_error("net"))?)?;
+        }
         let Wiring { mut events, mmio, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
 

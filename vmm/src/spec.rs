@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use bulkhead_devices::rate_limiter::RateLimits;
 use serde::{Deserialize, Serialize};
 
 /// Everything a VM is.
@@ -38,6 +39,9 @@ pub struct VmSpec {
     /// Host directories and files the guest sees under the one virtio-fs mount, by name.
     #[serde(default)]
     pub shares: Vec<Share>,
+    /// Network interfaces; the guest calls them eth0, eth1, ... in this order.
+    #[serde(default)]
+    pub nets: Vec<NetSpec>,
     /// The container has a terminal: stdin and stdout are its two directions, stderr is unused.
     #[serde(default)]
     pub terminal: bool,
@@ -65,6 +69,32 @@ pub struct Share {
     pub readonly: bool,
 }
 
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetSpec {
+    /// An inherited fd of /dev/net/tun, attached to a tap with IFF_NO_PI and IFF_VNET_HDR. Without
+    /// it the interface has no carrier.
+    #[serde(default)]
+    pub tap_fd: Option<i32>,
+    /// Its address: not zero, not a group's.
+    pub mac: [u8; 6],
+    /// The most bytes of a frame's payload, [`MTU_MIN`] or more; the driver's default if not given.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// Limits on frames to the guest.
+    #[serde(default)]
+    pub rx_limits: RateLimits,
+    /// Limits on frames from the guest.
+    #[serde(default)]
+    pub tx_limits: RateLimits,
+}
+
+/// The most network interfaces of a VM: they share [`crate::layout::GSI_LAST`]'s interrupt lines
+/// with the other devices.
+pub const NETS_MAX: usize = 8;
+/// The least MTU that IPv4 allows (RFC 791); with IPv6 it is 1280.
+pub const MTU_MIN: u16 = 68;
 /// The most vCPUs a VM may have: what the guest kernel is built for (NR_CPUS).
 pub const VCPUS_MAX: u8 = 32;
 /// The least memory, MiB, in which the guest kernel boots.
@@ -130,6 +160,20 @@ pub enum SpecError {
     /// A share name that is no file name, or is there twice.
     #[error("share name {0:?} is not a plain, unique file name")]
     ShareName(String),
+    /// More network interfaces than fit.
+    #[error("{0} network interfaces asked for; a VM has at most {NETS_MAX}")]
+    Nets(usize),
+    /// An address no interface can have.
+    #[error("network interface {0} has no address of its own: its MAC is zero or a group's")]
+    Mac(usize),
+    /// Too small an MTU.
+    #[error("network interface {index} has an MTU of {mtu}; it takes at least {MTU_MIN}")]
+    Mtu {
+        /// The interface's place in the list.
+        index: usize,
+        /// What was asked for.
+        mtu: u16,
+    },
 }
 
 impl VmSpec {
@@ -155,6 +199,46 @@ impl VmSpec {
                 return Err(SpecError::ShareName(name.to_owned()));
             }
         }
+        self.check_nets()
+    }
+
+    fn check_nets(&self) -> Result<(), SpecError> {
+        if self.nets.len() > NETS_MAX {
+            return Err(SpecError::Nets(self.nets.len()));
+        }
+        for (index, net) in self.nets.iter().enumerate() {
+            // The lowest bit of the first byte is that of groups (IEEE 802).
+            if net.mac == [0; 6] || net.mac[0] & 1 != 0 {
+                return Err(SpecError::Mac(index));
+            }
+            if let Some(mtu) = net.mtu.filter(|mtu| *mtu < MTU_MIN) {
+                return Err(SpecError::Mtu { index, mtu });
+            }
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> VmSpec {
+        let json = format!(
+            r#"{{"name":"n","vcpus":1,"memory_mib":128,"kernel":"/k","init":"/i","cid":3,"vsock":"/v",{json}}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn interfaces_are_checked() {
+        let net = |mac: &str, rest: &str| spec(&format!(r#""nets":[{{"mac":{mac}{rest}}}]"#));
+        assert_eq!(net("[2,0,0,0,0,1]", r#","mtu":68,"tap_fd":5"#).check(), Ok(()));
+        assert_eq!(net("[0,0,0,0,0,0]", "").check(), Err(SpecError::Mac(0)));
+        assert_eq!(net("[1,0,0,0,0,1]", "").check(), Err(SpecError::Mac(0)));
+        let small = net("[2,0,0,0,0,1]", r#","mtu":67"#).check();
+        assert_eq!(small, Err(SpecError::Mtu { index: 0, mtu: 67 }));
+        let nine = [r#"{"mac":[2,0,0,0,0,1]}"#; 9].join(",");
+        assert_eq!(spec(&format!(r#""nets":[{nine}]"#)).check(), Err(SpecError::Nets(9)));
     }
 }

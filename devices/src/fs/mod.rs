@@ -36,6 +36,7 @@ use virtio_queue::{Queue, QueueT};
 use self::channel::Channel;
 use crate::GuestMemory;
 use crate::virtio::buffers;
+use crate::virtio::device::read_config;
 use crate::virtio::mmio::EVENT_IDX;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
 
@@ -125,10 +126,7 @@ impl VirtioDevice for FsDevice {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        read_config(&self.config, offset, data);
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {

@@ -8,6 +8,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::request::{Segment, rest};
 use crate::GuestMemory;
+use crate::iovec::retry;
 
 /// The most buffers of one system call: a readahead of 128 KiB, page by page, and then some. What
 /// is left over is for the next call.
@@ -132,19 +133,5 @@ impl<'m> Vectors<'m> {
         message.msg_iov = self.entries.as_mut_ptr();
         message.msg_iovlen = self.count as _;
         message
-    }
-}
-
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        match usize::try_from(call()) {
-            Ok(len) => return Ok(len),
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
     }
 }

@@ -104,5 +104,14 @@ pub trait VirtioDevice: Send {
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
 }
 
+/// Serves a read of a configuration space that consists of `config`, for
+/// [`VirtioDevice::read_config`].
+pub fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+    for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+        *to = *from;
+    }
+}
+
 /// Event data from here on belongs to the transport: `DATA_QUEUES + index` is a queue's notifier.
 pub const DATA_QUEUES: u32 = 1 << 31;

@@ -3,5 +3,6 @@
 pub mod buffers;
 pub mod device;
 pub mod mmio;
+pub mod used;
 
 pub use device::{ActivateError, Active, VirtioDevice};

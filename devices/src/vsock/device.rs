@@ -21,6 +21,7 @@ use super::packet::Header;
 use super::rx::RxQueue;
 use crate::GuestMemory;
 use crate::virtio::buffers::{Buffers, pop};
+use crate::virtio::device::read_config;
 use crate::virtio::mmio::EVENT_IDX;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
 
@@ -183,9 +184,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = u64::from(self.guest_cid).to_le_bytes();
-        let from = config.iter().skip(offset.min(8) as usize);
-        data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        read_config(&u64::from(self.guest_cid).to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {

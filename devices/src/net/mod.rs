@@ -1,0 +1,256 @@
+//! virtio-net (virtio 1.3, section 5.1): a network interface whose frames go through a tap.
+//!
+//! ```text
+//!  transmitq ──▶ TxHeader (checked) ──┐           ┌──▶ host's network
+//!                                     ├── Tap ────┤
+//!  receiveq ◀──── Receiver ◀──────────┘           └──◀ host's network
+//! ```
+//!
+//! Frames move between guest memory and tap by one system call each, without a copy in between.
+//! Checksums and segmentation pass through: what both sides can do, neither does (IFF_VNET_HDR).
+//! Nothing here blocks: a tap that takes no more leaves frames in the transmit queue, and a guest
+//! without buffers leaves frames in the tap, where the host's own queue bounds them.
+//!
+//! A device without a tap is one with its cable unplugged: its link is down, and what it is given
+//! to send goes nowhere. So a template can have an interface before there is a network for it.
+
+mod header;
+mod rx;
+mod tap;
+#[cfg(test)]
+mod tests;
+mod tx;
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use event_manager::{EventOps, EventSet, Events};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
+};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_queue::QueueT;
+
+use self::rx::Receiver;
+pub use self::tap::Tap;
+use crate::rate_limiter::{RateLimiter, RateLimits};
+use crate::virtio::device::read_config;
+use crate::virtio::mmio::EVENT_IDX;
+use crate::virtio::{ActivateError, Active, VirtioDevice};
+
+const RX: usize = 0;
+const TX: usize = 1;
+/// 256 receive buffers of 1536 bytes hold six frames of the largest size.
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+/// The most frames of one direction before other devices have their turn: of the largest size they
+/// are 4 MiB.
+const FRAMES_MAX: usize = 64;
+
+/// Event data of the device's own descriptors.
+const DATA_TAP: u32 = 0;
+const DATA_RX_TIMER: u32 = 1;
+const DATA_TX_TIMER: u32 = 2;
+
+/// Feature bits of every interface.
+const FEATURES: u64 = EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_NET_F_MAC
+    | 1 << VIRTIO_NET_F_STATUS
+    | 1 << VIRTIO_NET_F_MRG_RXBUF
+    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN;
+
+/// What an interface is made of.
+#[derive(Debug, Default)]
+pub struct NetConfig {
+    /// The address it has from the beginning.
+    pub mac: [u8; 6],
+    /// The largest payload of a frame; the driver takes no more then.
+    pub mtu: Option<u16>,
+    /// Where its frames come from and go to.
+    pub tap: Option<Tap>,
+    /// Limits on frames to the guest.
+    pub rx_limits: RateLimits,
+    /// Limits on frames from the guest.
+    pub tx_limits: RateLimits,
+}
+
+/// A network interface.
+pub struct Net {
+    mac: [u8; 6],
+    mtu: Option<u16>,
+    tap: Option<Tap>,
+    rx_limiter: RateLimiter,
+    tx_limiter: RateLimiter,
+    /// A frame waits for the tap to take it.
+    tx_blocked: bool,
+    active: Option<Active>,
+}
+
+/// How one turn of a queue ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// It waits for an event: the driver's, the tap's, or a timer's.
+    Waiting,
+    /// It waits for the tap to take more.
+    Blocked,
+    /// It may have more to do.
+    Unfinished,
+    /// The tap is gone.
+    Gone,
+}
+
+impl Net {
+    /// An interface. Fails if a limit's timer cannot be made.
+    pub fn new(config: NetConfig) -> io::Result<Self> {
+        Ok(Self {
+            mac: config.mac,
+            mtu: config.mtu,
+            tap: config.tap,
+            rx_limiter: RateLimiter::new(&config.rx_limits)?,
+            tx_limiter: RateLimiter::new(&config.tx_limits)?,
+            tx_blocked: false,
+            active: None,
+        })
+    }
+
+    /// `struct virtio_net_config` up to `mtu`.
+    fn config_space(&self) -> [u8; 12] {
+        let status = if self.tap.is_some() { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&self.mac);
+        config[6..8].copy_from_slice(&status.to_le_bytes());
+        // One pair of queues, though nobody reads that without VIRTIO_NET_F_MQ.
+        config[8..10].copy_from_slice(&1u16.to_le_bytes());
+        config[10..].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
+        config
+    }
+
+    fn receive(&mut self, ops: &mut EventOps) {
+        let (Some(active), Some(tap)) = (&mut self.active, &self.tap) else { return };
+        let receiver =
+            Receiver::new(&mut active.queues[RX], &active.memory, active.features, self.mtu);
+        // An error is a ring the driver has corrupted: it goes quiet until reset.
+        let Ok((turn, interrupt)) = receiver.run(tap, &mut self.rx_limiter) else { return };
+        if interrupt {
+            active.interrupt.used();
+        }
+        self.end_turn(turn, RX, ops);
+    }
+
+    fn transmit(&mut self, ops: &mut EventOps) {
+        let Some(active) = &mut self.active else { return };
+        let (memory, queue) = (&*active.memory, &mut active.queues[TX]);
+        let (tap, limiter) = (self.tap.as_ref(), &mut self.tx_limiter);
+        // As above.
+        let Ok(turn) = tx::send(queue, memory, active.features, tap, limiter) else { return };
+        self.tx_blocked = turn == Turn::Blocked;
+        if queue.needs_notification(memory).unwrap_or(false) {
+            active.interrupt.used();
+        }
+        self.end_turn(turn, TX, ops);
+    }
+
+    fn end_turn(&mut self, turn: Turn, queue: usize, ops: &mut EventOps) {
+        match (turn, &self.active) {
+            (Turn::Unfinished, Some(active)) => active.notify_again(queue),
+            (Turn::Gone, _) => self.unplug(ops),
+            _ => {}
+        }
+    }
+
+    /// Does without a tap whose interface was deleted.
+    fn unplug(&mut self, ops: &mut EventOps) {
+        if let Some(tap) = self.tap.take() {
+            // It was added in `register`, or never: both are fine.
+            let _ = ops.remove(Events::empty(&tap));
+        }
+        if let Some(active) = &self.active {
+            active.interrupt.config_changed();
+            // What was to be sent goes nowhere now.
+            active.notify_again(TX);
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn name(&self) -> &'static str {
+        "net"
+    }
+
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES | self.mtu.map_or(0, |_| 1 << VIRTIO_NET_F_MTU)
+    }
+
+    fn queue_sizes_max(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config(&self.config_space(), offset, data);
+    }
+
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
+        if let Some(index) = active.queues.iter().position(|queue| !queue.ready()) {
+            return Err(ActivateError::QueueNotReady { device: self.name(), index });
+        }
+        if let Some(tap) = &self.tap {
+            tap.set_offloads(active.features)
+                .map_err(|source| ActivateError::Host { device: "net", source })?;
+        }
+        self.active = Some(active);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.tx_blocked = false;
+        self.active = None;
+    }
+
+    fn register(&mut self, ops: &mut EventOps) {
+        if let Some(tap) = &self.tap {
+            // Edges: frames that wait for the guest's buffers would keep the loop awake.
+            let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+            let added = ops.add(Events::with_data(tap, DATA_TAP, events));
+            debug_assert!(added.is_ok(), "fd {} can be watched: {added:?}", tap.as_raw_fd());
+        }
+        self.rx_limiter.register(ops, DATA_RX_TIMER);
+        self.tx_limiter.register(ops, DATA_TX_TIMER);
+    }
+
+    fn queue_notified(&mut self, index: usize, ops: &mut EventOps) {
+        match index {
+            RX => self.receive(ops),
+            _ => self.transmit(ops),
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let lost = events.event_set().intersects(EventSet::ERROR | EventSet::HANG_UP);
+        match events.data() {
+            DATA_TAP if lost => self.unplug(ops),
+            DATA_TAP => {
+                self.receive(ops);
+                if self.tx_blocked {
+                    self.transmit(ops);
+                }
+            }
+            DATA_RX_TIMER => self.receive(ops),
+            _ => self.transmit(ops),
+        }
+    }
+}

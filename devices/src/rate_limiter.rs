@@ -1,0 +1,155 @@
+//! How much a guest may ask of the host in a second: token buckets of bytes and of operations.
+//!
+//! A bucket fills at its rate up to its burst. An operation goes ahead while every bucket holds
+//! something, and then takes what it came to, into debt if need be: so an operation need not know
+//! its size beforehand, and one larger than the burst is late rather than stuck.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use event_manager::{EventOps, EventSet, Events};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use serde::{Deserialize, Serialize};
+
+const SECOND_NS: u128 = 1_000_000_000;
+
+/// A rate and how far a guest may get ahead of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Tokens a second: bytes, or operations.
+    pub per_second: NonZeroU64,
+    /// The most tokens that are saved up.
+    pub burst: NonZeroU64,
+}
+
+/// What is limited; nothing if nothing is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimits {
+    /// Bytes.
+    #[serde(default)]
+    pub bytes: Option<Rate>,
+    /// Operations: frames, requests.
+    #[serde(default)]
+    pub operations: Option<Rate>,
+}
+
+/// A live limit on one direction or queue of a device.
+#[derive(Debug)]
+pub struct RateLimiter {
+    bytes: Option<Bucket>,
+    operations: Option<Bucket>,
+    /// Ends when a bucket that was found empty is not any more. Only where something is limited.
+    timer: Option<OwnedFd>,
+}
+
+impl RateLimiter {
+    /// A limiter whose buckets are full. Fails if a timer is needed and cannot be made.
+    pub fn new(limits: &RateLimits) -> io::Result<Self> {
+        let now = Instant::now();
+        let bucket = |rate: Option<Rate>| rate.map(|rate| Bucket::full(rate, now));
+        let (bytes, operations) = (bucket(limits.bytes), bucket(limits.operations));
+        let timer = (bytes.is_some() || operations.is_some())
+            .then(|| {
+                let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+                timerfd_create(TimerfdClockId::Monotonic, flags)
+            })
+            .transpose()?;
+        Ok(Self { bytes, operations, timer })
+    }
+
+    /// Has the event loop call with `data` when an operation that had to wait may go ahead.
+    pub fn register(&self, ops: &mut EventOps, data: u32) {
+        if let Some(timer) = &self.timer {
+            // Edges: it is never read.
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            let added = ops.add(Events::with_data(timer, data, events));
+            debug_assert!(added.is_ok(), "a fresh timer can be watched: {added:?}");
+        }
+    }
+
+    /// Whether an operation may go ahead. If not, the timer is set for when it may.
+    pub fn ready(&mut self) -> bool {
+        let Some(timer) = &self.timer else { return true };
+        let now = Instant::now();
+        let buckets = [&mut self.bytes, &mut self.operations];
+        let waits = buckets.map(|bucket| bucket.as_mut().map_or(Duration::ZERO, |b| b.wait(now)));
+        let wait = waits[0].max(waits[1]);
+        if wait.is_zero() {
+            return true;
+        }
+        let it_value = Timespec {
+            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: wait.subsec_nanos().into(),
+        };
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let timeout = Itimerspec { it_interval, it_value };
+        // A timer of our own takes any positive time.
+        let _ = timerfd_settime(timer, TimerfdTimerFlags::empty(), &timeout);
+        false
+    }
+
+    /// Accounts for an operation of `bytes` bytes.
+    pub fn charge(&mut self, bytes: usize) {
+        for (bucket, cost) in [(&mut self.bytes, bytes as u64), (&mut self.operations, 1)] {
+            if let Some(bucket) = bucket {
+                bucket.take(cost);
+            }
+        }
+    }
+}
+
+/// One token bucket.
+#[derive(Debug)]
+struct Bucket {
+    rate: Rate,
+    /// Tokens; negative for a debt.
+    level: i128,
+    /// Until when the level accounts for the rate.
+    filled: Instant,
+}
+
+impl Bucket {
+    fn full(rate: Rate, now: Instant) -> Self {
+        Self { rate, level: rate.burst.get().into(), filled: now }
+    }
+
+    /// How long until there is a token.
+    fn wait(&mut self, now: Instant) -> Duration {
+        let per_second = u128::from(self.rate.per_second.get());
+        let elapsed_ns = now.saturating_duration_since(self.filled).as_nanos();
+        let tokens = elapsed_ns.saturating_mul(per_second) / SECOND_NS;
+        self.level = self.level.saturating_add(i128::try_from(tokens).unwrap_or(i128::MAX));
+        let burst = i128::from(self.rate.burst.get());
+        if self.level >= burst {
+            self.level = burst;
+            self.filled = now;
+        } else {
+            // Only what whole tokens took: the rest counts for the next one. The level is below the
+            // burst, so there were fewer tokens than that.
+            let spent_ns = (tokens * SECOND_NS).div_ceil(per_second);
+            self.filled += Duration::from_nanos(u64::try_from(spent_ns).unwrap_or(u64::MAX));
+        }
+        if self.level > 0 {
+            return Duration::ZERO;
+        }
+        let missing = (1 - self.level).unsigned_abs();
+        let wait_ns = missing.saturating_mul(SECOND_NS).div_ceil(per_second);
+        let until = Duration::from_nanos(u64::try_from(wait_ns).unwrap_or(u64::MAX));
+        let since = now.saturating_duration_since(self.filled);
+        until.saturating_sub(since).max(Duration::from_nanos(1))
+    }
+
+    fn take(&mut self, tokens: u64) {
+        self.level -= i128::from(tokens);
+    }
+}
+
+#[cfg(test)]
+mod tests;
