@@ -17,8 +17,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 use rustix::io::Errno;
 
 use crate::boot_mark::BootMarks;
-use crate::container::{Container, Exec};
+use crate::container::{Container, Exec, signal_one};
 use crate::guest::{Guest, GuestError};
+use crate::host_events::HostEvents;
 use crate::log::log;
 use crate::process::step;
 use crate::reaper;
@@ -50,6 +51,8 @@ enum Source {
     Offer { listener: Listener, stream: Stream, end: OwnedFd, owner: Owner },
     /// A stream in use.
     Pump { pump: Pump, owner: Owner },
+    /// What happens to the VMM's process.
+    HostEvents(HostEvents),
 }
 
 /// A process of Exec and those who wait for it.
@@ -61,6 +64,8 @@ pub struct ExecEntry {
     pub ended: Option<u8>,
     /// Calls of Wait to be answered: client and ttrpc stream.
     pub waiters: Vec<(SourceId, u32)>,
+    /// The client whose end is the process's.
+    pub leash: Option<SourceId>,
 }
 
 /// The agent.
@@ -164,6 +169,7 @@ impl Agent {
                 watch(listener.as_fd(), IN)?;
             }
             Source::Signals(fd) => watch(fd.as_fd(), IN)?,
+            Source::HostEvents(events) => watch(events.as_fd(), IN)?,
             Source::Client(connection) => watch(connection.as_fd(), IN | OUT)?,
             Source::Pump { pump, .. } => {
                 let [from, to] = pump.fds();
@@ -188,14 +194,19 @@ impl Agent {
             }
             Some(Source::Client(connection)) => {
                 if connection.flush().is_err() {
-                    self.sources.remove(&id);
+                    self.lose_client(id);
                 }
                 self.serve(id);
             }
             Some(Source::Offer { .. }) => self.accept_offer(id),
-            Some(Source::Pump { pump, .. }) => {
+            Some(Source::HostEvents(_)) => self.handle_host_events(id),
+            Some(Source::Pump { pump, owner }) => {
                 match if failed { Progress::Finished } else { pump.run() } {
-                    Progress::Blocked => {}
+                    Progress::Blocked => {
+                        if owner.as_ref().is_some_and(|id| has_ended(&self.execs, id)) {
+                            self.finish_pump(id);
+                        }
+                    }
                     Progress::More => self.unfinished.push(id),
                     Progress::Finished => drop(self.sources.remove(&id)),
                 }
@@ -228,6 +239,35 @@ impl Agent {
                     }
                 }
                 Ok(None) => return,
+                Err(_) => self.lose_client(id),
+            }
+        }
+    }
+
+    /// Forgets a client, and ends the processes that it wanted to end with it.
+    fn lose_client(&mut self, id: SourceId) {
+        self.sources.remove(&id);
+        let left = |entry: &&ExecEntry| entry.leash == Some(id) && entry.ended.is_none();
+        for entry in self.execs.values().filter(left) {
+            // One that ended just now is about to be reaped.
+            let _ = signal_one(entry.exec.launch.pid, libc::SIGKILL);
+        }
+    }
+
+    /// Takes what happens to the VMM's process from now on.
+    pub(crate) fn take_host_events(&mut self) {
+        let events = self.transport.connect(HostPort::Events).map(HostEvents::new);
+        let added = events.and_then(|events| Ok(self.add(Source::HostEvents(events))?));
+        if let Err(error) = added {
+            log!("cannot take the host's events: {error}");
+        }
+    }
+
+    fn handle_host_events(&mut self, id: SourceId) {
+        while let Some(Source::HostEvents(events)) = self.sources.get_mut(&id) {
+            match events.next() {
+                Ok(Some(event)) => self.take_host_event(event),
+                Ok(None) => return,
                 Err(_) => drop(self.sources.remove(&id)),
             }
         }
@@ -238,7 +278,7 @@ impl Agent {
         if let Some(Source::Client(connection)) = self.sources.get_mut(&client)
             && connection.answer(stream, outcome).is_err()
         {
-            self.sources.remove(&client);
+            self.lose_client(client);
         }
     }
 
@@ -301,7 +341,30 @@ impl Agent {
         if let Some((id, entry)) = entry {
             entry.ended = Some(code);
             let id = id.clone();
+            self.finish_streams(&id);
             self.answer_waiters(&id);
+        }
+    }
+
+    /// What a process of Exec wrote before it ended is its output; what its children may still write
+    /// is not waited for, as with a process of the host whose pipes its caller closes.
+    fn finish_streams(&mut self, id: &str) {
+        let is_its = |source: &Source| match source {
+            Source::Pump { owner, .. } => owner.as_deref() == Some(id),
+            _ => false,
+        };
+        let pumps: Vec<_> =
+            self.sources.iter().filter(|(_, s)| is_its(s)).map(|(id, _)| *id).collect();
+        pumps.into_iter().for_each(|pump| self.handle(pump, false));
+    }
+
+    /// Closes a stream of a process that has ended, if all that it wrote was moved.
+    fn finish_pump(&mut self, id: SourceId) {
+        if let Some(Source::Pump { pump, .. }) = self.sources.get(&id)
+            && pump.is_drained()
+        {
+            pump.finish();
+            self.sources.remove(&id);
         }
     }
 
@@ -326,6 +389,11 @@ impl Agent {
             log!("cannot report the exit code {}: {error}", report.code);
         }
     }
+}
+
+/// Whether a process of Exec has ended, or is forgotten since.
+fn has_ended(execs: &BTreeMap<String, ExecEntry>, id: &str) -> bool {
+    execs.get(id).is_none_or(|entry| entry.ended.is_some())
 }
 
 fn send_report(transport: &Transport, report: ExitReport) -> std::io::Result<()> {

@@ -100,6 +100,15 @@ impl Container {
         Ok((Exec { launch, terminal }, ours))
     }
 
+    /// Sends a signal to a process of the container. One that is to be executed yet ends at any
+    /// signal that would end its program: as PID 1 it would not notice.
+    pub fn signal_process(&self, launch: &Launch, signal: libc::c_int) -> Result<(), ProcessError> {
+        let waits = !self.started && launch.pid == self.launch.pid;
+        let harmless = [0, libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
+        let signal = if waits && !harmless.contains(&signal) { libc::SIGKILL } else { signal };
+        signal_one(launch.pid, signal).map_err(step("signal the process"))
+    }
+
     /// Sends a signal to every process of the container.
     pub fn signal_all(&self, signal: libc::c_int) -> Result<(), ProcessError> {
         // kill(-1) from inside the PID namespace reaches all of it but its PID 1 and the sender.
@@ -110,7 +119,7 @@ impl Container {
                 clone::exit(0)
             })
         })?;
-        signal_one(self.launch.pid, signal).map_err(step("signal the container's process"))
+        self.signal_process(&self.launch, signal)
     }
 
     /// Runs `spawn`, whose children are born into the container's PID namespace.

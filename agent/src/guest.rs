@@ -98,16 +98,19 @@ impl Guest {
 
     /// Processes of the container that the kernel killed for lack of memory.
     pub fn oom_kills(&self) -> u64 {
-        let Some(cgroup) = &self.cgroup else { return 0 };
-        let events = read_file(cgroup.as_fd(), "memory.events").unwrap_or_default();
+        let events = self.cgroup_file("memory.events").unwrap_or_default();
         let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
         count.and_then(|count| count.parse().ok()).unwrap_or(0)
     }
 
+    /// A file of the container's cgroup, if there is one.
+    pub fn cgroup_file(&self, name: &str) -> Option<String> {
+        read_file(self.cgroup.as_ref()?.as_fd(), name).ok()
+    }
+
     /// The cgroup of a process of the container, which may have moved below the container's own.
     pub fn cgroup_of(&self, pid: Pid) -> rustix::io::Result<OwnedFd> {
-        // Nobody else needs the agent's /proc.
-        let _ = mount("proc", "/proc", "proc", MountFlags::empty());
+        mount_proc();
         let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
         let text = read_file(CWD, &path)?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(Errno::NOENT)?;
@@ -130,6 +133,13 @@ impl Guest {
         if let Err(error) = rustix::fs::syncfs(&self.shares) {
             crate::log::log!("cannot write back the container's files: {error}");
         }
+    }
+}
+
+/// Mounts the agent's own /proc, which few calls need, if it is not there yet. Outside of a VM it is.
+pub fn mount_proc() {
+    if !Path::new("/proc/self").exists() {
+        let _ = mount("proc", "/proc", "proc", MountFlags::empty());
     }
 }
 

@@ -20,7 +20,7 @@ pub enum ExecError {
     #[error("an argument or environment variable contains a NUL byte")]
     Nul,
     /// No such program in PATH.
-    #[error("cannot run {program:?}: not found in PATH ({path})")]
+    #[error("cannot run {program:?}: executable file not found in $PATH ({path})")]
     NotInPath {
         /// The program's name.
         program: String,

@@ -2,17 +2,18 @@
 
 use std::os::fd::AsFd as _;
 
-use bulkhead_protocol::BootMark;
 use bulkhead_protocol::rpc::agent::{
     CreateContainerRequest, CreateContainerResponse, ExecRequest, ExecResponse, ResizeRequest,
     ResizeResponse, SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse,
     StartFailure, WaitRequest, WaitResponse,
 };
+use bulkhead_protocol::{BootMark, HostEvent};
 use ttrpc::proto::Codec;
 use ttrpc::{Code, Status};
 
 use crate::agent::{Agent, ExecEntry, SourceId};
-use crate::container::{Container, signal_one};
+use crate::container::Container;
+use crate::log::log;
 use crate::process::{Course, Launch, step};
 use crate::rpc::{Call, Outcome, refuse};
 use crate::stdio::{self, Stream};
@@ -35,10 +36,12 @@ impl Agent {
         Some(match request.method.as_str() {
             "CreateContainer" => call_with(payload, |request| Ok(self.create_container(request))),
             "StartContainer" => call_with(payload, |request| self.start_container(request)),
-            "Exec" => call_with(payload, |request| self.exec(request)),
+            "Exec" => call_with(payload, |request| self.exec(client, request)),
             "Wait" => return self.wait(client, stream, payload),
             "Signal" => call_with(payload, |request| self.signal(request)),
             "Resize" => call_with(payload, |request| self.resize(request)),
+            "Processes" => call_with(payload, |request| self.processes(request)),
+            "Stats" => call_with(payload, |request| self.stats(request)),
             method => Err(refuse(Code::UNIMPLEMENTED, format!("there is no method {method:?}"))),
         })
     }
@@ -76,6 +79,9 @@ impl Agent {
         let pid = pid_of(&container.launch);
         self.container = Some(container);
         self.join(ends, sockets);
+        if request.host_events {
+            self.take_host_events();
+        }
         Ok(pid)
     }
 
@@ -96,7 +102,7 @@ impl Agent {
         Ok(StartContainerResponse { failure: failure.into(), ..Default::default() })
     }
 
-    fn exec(&mut self, request: ExecRequest) -> Result<ExecResponse, Status> {
+    fn exec(&mut self, client: SourceId, request: ExecRequest) -> Result<ExecResponse, Status> {
         let taken = self.execs.get(&request.id).is_some_and(|entry| entry.ended.is_none());
         if request.id.is_empty() || taken {
             let message = format!("the process ID {:?} is taken", request.id);
@@ -105,13 +111,17 @@ impl Agent {
         if !self.container.as_ref().ok_or_else(no_container)?.started {
             return Err(refuse(Code::FAILED_PRECONDITION, "the container was not started yet"));
         }
-        Ok(self.try_exec(&request).unwrap_or_else(|failure| ExecResponse {
+        Ok(self.try_exec(client, &request).unwrap_or_else(|failure| ExecResponse {
             failure: Some(failure).into(),
             ..Default::default()
         }))
     }
 
-    fn try_exec(&mut self, request: &ExecRequest) -> Result<ExecResponse, StartFailure> {
+    fn try_exec(
+        &mut self,
+        client: SourceId,
+        request: &ExecRequest,
+    ) -> Result<ExecResponse, StartFailure> {
         let (Some(container), Ok(guest)) = (&self.container, &self.guest) else {
             return Err(failure(libc::ESRCH, "there is no container"));
         };
@@ -138,7 +148,8 @@ impl Agent {
         if self.execs.len() >= EXECS_MAX {
             self.execs.retain(|_, entry| entry.ended.is_none());
         }
-        let entry = ExecEntry { exec, ended: None, waiters: Vec::new() };
+        let leash = request.kill_on_hangup.then_some(client);
+        let entry = ExecEntry { exec, ended: None, waiters: Vec::new(), leash };
         self.execs.insert(request.id.clone(), entry);
         Ok(response)
     }
@@ -187,7 +198,7 @@ impl Agent {
                     _ => return Err(no_process(id)),
                 },
             };
-            signal_one(launch.pid, signal).map_err(step("signal the process"))
+            container.signal_process(launch, signal)
         };
         result
             .map(|()| SignalResponse::default())
@@ -208,6 +219,27 @@ impl Agent {
         stdio::resize(terminal.as_fd(), request.rows, request.columns)
             .map(|()| ResizeResponse::default())
             .map_err(|error| refuse(Code::INTERNAL, format!("cannot resize the terminal: {error}")))
+    }
+}
+
+impl Agent {
+    /// What happened to the VMM's process happens to the container's: its failure there concerns
+    /// nobody here.
+    pub(crate) fn take_host_event(&mut self, event: HostEvent) {
+        let Some(container) = &self.container else { return };
+        let result = match (event, &container.terminal) {
+            (HostEvent::Signal(signal), _) => {
+                container.signal_process(&container.launch, signal.into())
+            }
+            (HostEvent::Window { rows, columns }, Some(terminal)) => {
+                stdio::resize(terminal.as_fd(), rows.into(), columns.into())
+                    .map_err(step("resize the terminal"))
+            }
+            (HostEvent::Window { .. }, None) => Ok(()),
+        };
+        if let Err(error) = result {
+            log!("{error}");
+        }
     }
 }
 

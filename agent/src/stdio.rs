@@ -193,9 +193,15 @@ impl Pump {
         }
     }
 
+    /// Nothing that was written to the source is left to be moved.
+    pub fn is_drained(&self) -> bool {
+        let buffered = self.buffer.as_ref().is_some_and(|buffer| buffer.from < buffer.to);
+        !buffered && rustix::io::ioctl_fionread(&self.source).is_ok_and(|left| left == 0)
+    }
+
     /// Tells the sink that no more will come: for a terminal's socket dropping is not enough, for
     /// the other direction holds it too. (A sink that is no socket refuses this: no harm.)
-    fn finish(&self) -> Progress {
+    pub fn finish(&self) -> Progress {
         let _ = rustix::net::shutdown(&self.sink, Shutdown::Write);
         Progress::Finished
     }

@@ -15,7 +15,6 @@ mod facts;
 mod plan;
 mod request;
 mod session;
-mod signals;
 mod state;
 mod terminal;
 mod timeline;

@@ -55,6 +55,8 @@ pub fn vm(
         terminal: request.tty,
         console: request.console,
         report_fd: None,
+        host_events: false,
+        leash_fd: None,
         timeline_from_ns,
     }
 }

@@ -23,9 +23,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::Winsize;
 
 use crate::agent::{Agent, AgentError, Event};
-use crate::signals::Signals;
 use crate::terminal::{self, Raw};
 use crate::vmm::Vmm;
+use bulkhead_vmm::signals::Signals;
 
 /// How long a container has to end once it was asked to, before asking again ends the VM.
 const GRACE: Duration = Duration::from_secs(10);

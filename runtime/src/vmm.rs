@@ -12,8 +12,8 @@ use bulkhead_vmm::spec::{Report, VmSpec};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::signals;
 use crate::state::VmDir;
+use bulkhead_vmm::signals;
 
 /// The longest report that is read: the timeline and a kernel's last lines are far shorter.
 const REPORT_MAX: u64 = 1 << 20;
@@ -264,6 +264,8 @@ mod tests {
             terminal: false,
             console: false,
             report_fd: None,
+            host_events: false,
+            leash_fd: None,
             timeline_from_ns: None,
         }
     }

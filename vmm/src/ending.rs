@@ -55,6 +55,9 @@ pub enum Unexpected {
         /// The exit.
         exit: String,
     },
+    /// The caller died before it had made the container.
+    #[error("whoever started this VM ended before its container was created")]
+    Abandoned,
     /// KVM_RUN itself failed.
     #[error("KVM_RUN failed on vCPU {vcpu}: {source}")]
     Run {

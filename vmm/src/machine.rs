@@ -25,7 +25,9 @@ use crate::cmdline;
 use crate::control::Control;
 use crate::ending::Ending;
 use crate::fs_worker::{FsWorker, FsWorkerError};
+use crate::host_events::HostEvents;
 use crate::layout;
+use crate::leash::Leash;
 use crate::memory::{self, MemoryError};
 use crate::net;
 use crate::spec::{SpecError, VmSpec};
@@ -94,7 +96,9 @@ impl Machine {
         let ready = event_fd().map_err(device_error("vsock"))?;
         let mut wiring = Wiring::new(&vm, &memory)?;
         let ready_by_port = ready.try_clone().map_err(device_error("vsock"))?;
-        let vsock = vsock(spec, ready, &ending, timeline)?;
+        let (host_events, guest_end) =
+            HostEvents::of(spec).map_err(device_error("host events"))?.unzip();
+        let vsock = vsock(spec, ready, guest_end, &ending, timeline)?;
         wiring.add(Box::new(FsDevice::new(FS_TAG, fs_socket)))?;
         wiring.add(Box::new(vsock))?;
         wiring.add(Box::new(Rng::new()))?;
@@ -103,6 +107,8 @@ impl Machine {
         }
         let Wiring { mut events, mmio, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
+        host_events.map(|host| events.add_subscriber(Arc::new(Mutex::new(host))));
+        Leash::of(spec, &ending).map(|leash| events.add_subscriber(Arc::new(Mutex::new(leash))));
 
         let bus = Bus {
             mmio,
@@ -198,6 +204,7 @@ fn boot_mark(ready: EventFd, timeline: Timeline) -> BootMarkPort {
 fn vsock(
     spec: &VmSpec,
     ready: EventFd,
+    host_events: Option<OwnedFd>,
     ending: &Ending,
     timeline: &Timeline,
 ) -> Result<Vsock, MachineError> {
@@ -219,6 +226,10 @@ fn vsock(
     };
     let mut host_ports = stdio_ports(spec.terminal).map_err(error)?;
     host_ports.push((HostPort::Exit as u32, report));
+    if let Some(events) = host_events {
+        let end = HostEnd::Streams { read: Some(events), write: None };
+        host_ports.push((HostPort::Events as u32, end));
+    }
     let timeline = timeline.clone();
     let config = VsockConfig {
         guest_cid: spec.cid,

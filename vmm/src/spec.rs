@@ -51,6 +51,13 @@ pub struct VmSpec {
     /// An inherited fd that gets a [`Report`] as one line of JSON when the VM has ended.
     #[serde(default)]
     pub report_fd: Option<i32>,
+    /// Signals that reach the VMM, and changes of its terminal's size, are passed on to the guest.
+    #[serde(default)]
+    pub host_events: bool,
+    /// An inherited pipe: a byte from it lets the VMM live on by itself, its end without one ends
+    /// the VM. Without it nobody holds the VMM on a leash.
+    #[serde(default)]
+    pub leash_fd: Option<i32>,
     /// CLOCK_MONOTONIC in ns at which the timeline begins; collects a timeline if set.
     #[serde(default)]
     pub timeline_from_ns: Option<u64>,

@@ -1,10 +1,11 @@
 //! What the host and the guest of a bulkhead VM say to each other.
 //!
-//! Three channels, all over vsock but the boot marks:
+//! Four channels, all over vsock but the boot marks:
 //! - the agent's ttrpc service on guest port [`AGENT_PORT`] (feature `rpc`; the contract is
 //!   resources/proto/agent.proto);
 //! - the container's standard streams, which the agent opens to the host ports of [`HostPort`] and
 //!   the VMM joins to its own inherited stdin, stdout and stderr;
+//! - [`HostEvent`]s: signals and window sizes that reach the VMM's process, on [`HostPort::Events`];
 //! - the [`ExitReport`], which the agent writes to [`HostPort::Exit`] as its last word.
 //!
 //! The guest owns every byte it sends: whatever arrives is checked where it arrives.
@@ -31,13 +32,16 @@ pub enum HostPort {
     /// Takes one [`ExitReport`]; the VMM ends the VM once it has the report and has written out all
     /// that arrived on the stream ports. It answers nothing.
     Exit = 14,
+    /// The VMM sends [`HostEvent`]s here for as long as it runs.
+    Events = 15,
 }
 
 impl TryFrom<u32> for HostPort {
     type Error = u32;
 
     fn try_from(port: u32) -> Result<Self, u32> {
-        [Self::Stdin, Self::Stdout, Self::Stderr, Self::Terminal, Self::Exit]
+        use HostPort::{Events, Exit, Stderr, Stdin, Stdout, Terminal};
+        [Stdin, Stdout, Stderr, Terminal, Exit, Events]
             .into_iter()
             .find(|known| *known as u32 == port)
             .ok_or(port)
@@ -110,6 +114,54 @@ impl ExitReport {
     }
 }
 
+/// What happens to the VMM's process that concerns the container, [`HostEvent::LEN`] bytes each on
+/// [`HostPort::Events`]: to the outside that process *is* the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// The container's terminal has this size now, in characters.
+    Window {
+        /// Height.
+        rows: u16,
+        /// Width.
+        columns: u16,
+    },
+    /// The VMM was sent this signal (signal(7)).
+    Signal(u8),
+}
+
+impl HostEvent {
+    /// Length on the wire: a kind and a value, each a little-endian u32.
+    pub const LEN: usize = 8;
+    const WINDOW: u32 = 1;
+    const SIGNAL: u32 = 2;
+
+    /// The event as it goes over the wire.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let (kind, value) = match self {
+            Self::Window { rows, columns } => {
+                (Self::WINDOW, u32::from(rows) << 16 | u32::from(columns))
+            }
+            Self::Signal(signal) => (Self::SIGNAL, u32::from(signal)),
+        };
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&kind.to_le_bytes());
+        bytes[4..].copy_from_slice(&value.to_le_bytes());
+        bytes
+    }
+
+    /// Reads an event; `None` if it is none this side knows.
+    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Option<Self> {
+        let field = |i: usize| u32::from_le_bytes([0, 1, 2, 3].map(|b| bytes[i * 4 + b]));
+        match (field(0), field(1)) {
+            (Self::WINDOW, size) => {
+                Some(Self::Window { rows: (size >> 16) as u16, columns: size as u16 })
+            }
+            (Self::SIGNAL, signal) => u8::try_from(signal).ok().map(Self::Signal),
+            _ => None,
+        }
+    }
+}
+
 /// The generated ttrpc service and messages of resources/proto/agent.proto.
 #[cfg(feature = "rpc")]
 pub mod rpc {
@@ -129,6 +181,19 @@ mod tests {
                 assert_eq!(ExitReport::from_bytes(&report.to_bytes()), Some(report));
             }
         }
+    }
+
+    #[test]
+    fn host_events_survive_the_wire_and_others_are_none() {
+        for event in [
+            HostEvent::Window { rows: 24, columns: 80 },
+            HostEvent::Window { rows: u16::MAX, columns: 0 },
+            HostEvent::Signal(15),
+        ] {
+            assert_eq!(HostEvent::from_bytes(event.to_bytes()), Some(event));
+        }
+        assert_eq!(HostEvent::from_bytes([0; HostEvent::LEN]), None);
+        assert_eq!(HostEvent::from_bytes([2, 0, 0, 0, 0, 1, 0, 0]), None);
     }
 
     #[test]

@@ -169,7 +169,11 @@ fn what_cannot_be_run_is_said_and_the_agent_stays() {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     for (program, errno, message) in [
-        ("foo", libc::ENOENT, "cannot run \"foo\": not found in PATH (/bin:/sbin)"),
+        (
+            "foo",
+            libc::ENOENT,
+            "cannot run \"foo\": executable file not found in $PATH (/bin:/sbin)",
+        ),
         (
             "/bin/foo",
             libc::ENOENT,

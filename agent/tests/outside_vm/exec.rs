@@ -3,7 +3,9 @@
 use std::io::Read as _;
 use std::net::Shutdown;
 
-use bulkhead_protocol::rpc::agent::{Process, ResizeRequest, Terminal, WaitRequest};
+use bulkhead_protocol::rpc::agent::{
+    ExecRequest, Process, ProcessesRequest, ResizeRequest, Terminal, WaitRequest,
+};
 
 use crate::harness::*;
 
@@ -129,4 +131,49 @@ fn the_containers_end_is_the_end_of_all() {
     agent.signal("", libc::SIGKILL, false);
     assert_eq!(host.exit().code, 137);
     assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn it_ends_with_the_connection_it_came_by() {
+    let (agent, _host) = running();
+    let response = {
+        let other = agent.another_client();
+        let request = ExecRequest {
+            id: "a".to_owned(),
+            process: Some(shell("sleep 1000")).into(),
+            kill_on_hangup: true,
+            ..Default::default()
+        };
+        other.exec(context(), &request).unwrap()
+    };
+    assert!(response.failure.is_none(), "{response:?}");
+    assert_eq!(agent.wait("a"), 137);
+}
+
+#[test]
+fn its_output_ends_with_it_though_its_children_live_on() {
+    let (agent, _host) = running();
+    for (id, terminal) in [("pipes", None), ("terminal", Some(Terminal::default()))] {
+        let script = "trap '' HUP; sleep 1000 & head -c 100000 /dev/zero | tr '\\0' x";
+        let process = Process { terminal: terminal.into(), ..shell(script) };
+        let response = agent.exec(id, process);
+        let port =
+            if response.stdout_port == 0 { response.stdin_port } else { response.stdout_port };
+        let stdout = agent.stream(port);
+        assert_eq!(read_all(stdout).len(), 100_000, "{id}");
+        assert_eq!(agent.wait(id), 0);
+    }
+}
+
+#[test]
+fn processes_are_listed_as_the_container_counts_them() {
+    let (agent, _host) = running();
+    let response = agent.exec("a", shell("echo up; exec sleep 77"));
+    read_until(&mut agent.stream(response.stdout_port), "up");
+    wait_until("it is listed", || {
+        let response = agent.client.processes(context(), &ProcessesRequest::default()).unwrap();
+        let processes = response.processes;
+        assert_eq!((processes[0].pid, processes[0].parent_pid), (1, 0), "{processes:?}");
+        processes.len() == 2 && processes[1].command == "sleep 77" && processes[1].uid == 0
+    });
 }

@@ -31,6 +31,7 @@ pub struct Host {
     stdout: UnixListener,
     stderr: UnixListener,
     terminal: UnixListener,
+    events: UnixListener,
     exit: UnixListener,
 }
 
@@ -103,6 +104,12 @@ impl Agent {
         Self { client, dir, agent }
     }
 
+    /// One more connection to the service; closed when dropped.
+    pub fn another_client(&self) -> AgentClient {
+        let socket = self.dir.path().join(format!("guest_{AGENT_PORT}"));
+        AgentClient::new(ttrpc::Client::connect(&format!("unix://{}", socket.display())).unwrap())
+    }
+
     /// A path in the container's root.
     pub fn root(&self, path: &str) -> PathBuf {
         self.share("rootfs").join(path)
@@ -125,6 +132,7 @@ impl Agent {
             stdout: listen(HostPort::Stdout),
             stderr: listen(HostPort::Stderr),
             terminal: listen(HostPort::Terminal),
+            events: listen(HostPort::Events),
             exit: listen(HostPort::Exit),
         }
     }
@@ -203,6 +211,11 @@ impl Host {
 
     pub fn terminal(&self) -> UnixStream {
         accept(&self.terminal)
+    }
+
+    /// Where the VMM's events go.
+    pub fn events(&self) -> UnixStream {
+        accept(&self.events)
     }
 
     /// The exit report.

@@ -3,7 +3,8 @@
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 
-use bulkhead_protocol::rpc::agent::{Process, ResizeRequest, Terminal};
+use bulkhead_protocol::HostEvent;
+use bulkhead_protocol::rpc::agent::{CreateContainerRequest, Process, ResizeRequest, Terminal};
 
 use crate::harness::*;
 
@@ -159,4 +160,42 @@ fn an_ordinary_user_owns_its_terminal() {
     process.user.mut_or_insert_default().uid = 1000;
     agent.create(&spec(process));
     assert_eq!(read_all(host.terminal()), *b"1000:5:620\r\nmine\r\n");
+}
+
+#[test]
+fn what_happens_to_the_vmm_happens_to_the_container() {
+    let agent = Agent::start();
+    let host = agent.host();
+    let script = "trap 'stty size' WINCH; trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done";
+    let request = CreateContainerRequest {
+        container: Some(spec(with_terminal(script))).into(),
+        start: true,
+        host_events: true,
+        ..Default::default()
+    };
+    let response = agent.client.create_container(context(), &request).unwrap();
+    assert!(response.failure.is_none(), "{response:?}");
+    let (mut terminal, mut events) = (host.terminal(), host.events());
+    read_until(&mut terminal, "up");
+    // In pieces, with one between them that nobody knows.
+    let window = HostEvent::Window { rows: 40, columns: 120 }.to_bytes();
+    events.write_all(&window[..3]).unwrap();
+    events.write_all(&window[3..]).unwrap();
+    events.write_all(&[0xff; HostEvent::LEN]).unwrap();
+    read_until(&mut terminal, "40 120");
+    events.write_all(&HostEvent::Signal(15).to_bytes()).unwrap();
+    assert_eq!(host.exit().code, 9);
+}
+
+#[test]
+fn a_container_that_waits_to_be_started_can_be_ended() {
+    let agent = Agent::start();
+    let host = agent.host();
+    let request = CreateContainerRequest {
+        container: Some(spec(shell("exit 0"))).into(),
+        ..Default::default()
+    };
+    agent.client.create_container(context(), &request).unwrap();
+    agent.signal("", libc::SIGTERM, false);
+    assert_eq!(host.exit().code, 137);
 }

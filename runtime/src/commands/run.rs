@@ -13,11 +13,11 @@ use crate::assets::Dirs;
 use crate::facts::{FactError, Facts};
 use crate::request::{Request, RequestError};
 use crate::session::{Cause, Ended, Session};
-use crate::signals::Signals;
 use crate::state::{Root, StateError};
 use crate::verdict::{self, VerdictError};
 use crate::vmm::{self, Input, Vmm, VmmError};
 use crate::{EXIT_FAILED, plan, timeline};
+use bulkhead_vmm::signals::Signals;
 
 /// Exit codes of a command that cannot be executed, and of one that is not there, as in shells.
 const EXIT_NOT_EXECUTABLE: u8 = 126;
