@@ -87,6 +87,10 @@ pub fn create(
     entry: Entry,
 ) -> Result<Vcpu, VcpuError> {
     let vcpu = vm.create_vcpu(u64::from(id)).map_err(VcpuError::at(id, "KVM_CREATE_VCPU"))?;
+    // 0 is this host's own frequency. KVM's default is the one it was initialised with: if the kernel
+    // has measured again since, and the CPU cannot scale its TSC, KVM mistakes the guest's TSC for one
+    // that stands still, and its timers fire late by the VM's age. A KVM that refuses has no choice.
+    let _ = vcpu.set_tsc_khz(0);
     let cpuid = cpuid::for_vcpu(supported, id, count, vm);
     vcpu.set_cpuid2(&cpuid).map_err(VcpuError::at(id, "KVM_SET_CPUID2"))?;
     if id == 0 {
