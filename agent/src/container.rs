@@ -44,7 +44,7 @@ impl Container {
         guest: &Guest,
         null: BorrowedFd<'_>,
     ) -> Result<(Self, Ends), ProcessError> {
-        let devpts = mounts::new_devpts().map_err(step("mount devpts"))?;
+        let devpts = mounts::new_devpts(spec).map_err(step("mount devpts"))?;
         let process = spec.process.get_or_default();
         let (theirs, ours) =
             stdio::open(process, devpts.as_fd()).map_err(step("make the standard streams"))?;
@@ -157,6 +157,10 @@ fn clone_terminal(ours: &Ends) -> Result<Option<OwnedFd>, ProcessError> {
 fn enter(spec: &ContainerSpec, sources: Sources<'_>) -> Result<(), ProcessError> {
     if !spec.hostname.is_empty() {
         rustix::system::sethostname(spec.hostname.as_bytes()).map_err(step("set the host name"))?;
+    }
+    if !spec.domainname.is_empty() {
+        rustix::system::setdomainname(spec.domainname.as_bytes())
+            .map_err(step("set the domain name"))?;
     }
     if sources.cgroups {
         // SAFETY: no other thread shares the namespace, and it has no fds of its own.

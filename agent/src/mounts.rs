@@ -4,8 +4,13 @@
 //! first: once the process is inside of it, the kernel resolves every path and every symlink of the
 //! image within the container, and nothing here needs to.
 
+mod copy_up;
+mod nodes;
+mod options;
+mod paths;
+mod points;
+
 use std::ffi::CString;
-use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -13,9 +18,11 @@ use bulkhead_protocol::rpc::agent::{ContainerSpec, Mount};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
 };
+
+use options::Options;
+pub use points::directories as make_directories;
 
 /// Why the container's file systems could not be put together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,21 +68,46 @@ pub enum MountError {
     #[error("cannot create {path}: {source}")]
     Node {
         /// Its path.
-        path: &'static str,
+        path: String,
         /// The kernel's answer.
         source: Errno,
     },
+    /// A path could not be masked or made read-only.
+    #[error("cannot {step} {path}: {source}")]
+    Path {
+        /// The path.
+        path: String,
+        /// What was to be done.
+        step: &'static str,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// A kernel parameter could not be set.
+    #[error("cannot set the kernel parameter {name:?}: {source}")]
+    Sysctl {
+        /// The parameter.
+        name: String,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// No propagation of that name.
+    #[error(
+        "unknown mount propagation {0:?}; use private, shared, slave or unbindable, or \"r\" and one of them"
+    )]
+    Propagation(String),
 }
 
 impl MountError {
     /// The errno to report.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::Relative(_) => Errno::INVAL,
+            Self::Relative(_) | Self::Propagation(_) => Errno::INVAL,
             Self::Share { source, .. }
             | Self::Root { source, .. }
             | Self::Mount { source, .. }
             | Self::MountPoint { source, .. }
+            | Self::Path { source, .. }
+            | Self::Sysctl { source, .. }
             | Self::Node { source, .. } => *source,
         }
     }
@@ -96,39 +128,27 @@ pub struct Sources<'a> {
 
 const DEVPTS: &str = "devpts";
 const SHARE: &str = "share";
+const CGROUP: &str = "cgroup2";
+const DEV: &str = "/dev";
+const PTS: &str = "/dev/pts";
 
 /// Mounts that every container has: destination, type, options (as in the OCI runtime
 /// specification's example; /sys/fs/cgroup is writable, the VM being the container's own).
 const DEFAULTS: [(&str, &str, &[&str]); 7] = [
     ("/proc", "proc", &["nosuid", "noexec", "nodev"]),
     ("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-    ("/sys/fs/cgroup", "cgroup2", &["nosuid", "noexec", "nodev", "relatime"]),
-    ("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
-    ("/dev/pts", DEVPTS, &["nosuid", "noexec"]),
+    ("/sys/fs/cgroup", CGROUP, &["nosuid", "noexec", "nodev", "relatime"]),
+    (DEV, "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
+    (PTS, DEVPTS, &["nosuid", "noexec"]),
     ("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777"]),
     ("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
 ];
 
-/// Options of every devpts; `ptmxmode` lets /dev/ptmx be a symlink, gid 5 is "tty" everywhere.
-const DEVPTS_OPTIONS: [(&str, &str); 3] = [("mode", "0620"), ("gid", "5"), ("ptmxmode", "0666")];
-
-/// Device nodes (kernel, admin-guide/devices.txt) that every container has.
-const NODES: [(&str, u32, u32); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-];
-
-const LINKS: [(&str, &str); 5] = [
-    ("/proc/self/fd", "/dev/fd"),
-    ("/proc/self/fd/0", "/dev/stdin"),
-    ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"),
-    ("pts/ptmx", "/dev/ptmx"),
-];
+/// Options of a devpts for which the spec has none; `ptmxmode` lets /dev/ptmx be a symlink, gid 5
+/// is "tty" everywhere.
+const DEVPTS_OPTIONS: [&str; 3] = ["mode=0620", "gid=5", "ptmxmode=0666"];
+/// What a devpts may be told.
+const DEVPTS_KEYS: [&str; 5] = ["mode", "uid", "gid", "ptmxmode", "max"];
 
 /// A mount to be made.
 #[derive(Debug, PartialEq, Eq)]
@@ -139,12 +159,17 @@ struct Planned<'a> {
     options: Options,
 }
 
-/// A new devpts mount, attached nowhere. The agent opens terminals in it; the container gets it as
-/// /dev/pts.
-pub fn new_devpts() -> rustix::io::Result<OwnedFd> {
+/// A new devpts mount, attached nowhere, with the options the spec has for it. The agent opens
+/// terminals in it; the container gets it as /dev/pts.
+pub fn new_devpts(spec: &ContainerSpec) -> rustix::io::Result<OwnedFd> {
     let fs = rustix::mount::fsopen(DEVPTS, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in DEVPTS_OPTIONS {
-        rustix::mount::fsconfig_set_string(fs.as_fd(), key, value)?;
+    let asked = spec.mounts.iter().find(|mount| mount.type_ == DEVPTS);
+    let defaults = DEVPTS_OPTIONS.into_iter();
+    let asked = asked.into_iter().flat_map(|mount| mount.options.iter().map(String::as_str));
+    for (key, value) in defaults.chain(asked).filter_map(|word| word.split_once('=')) {
+        if DEVPTS_KEYS.contains(&key) {
+            rustix::mount::fsconfig_set_string(fs.as_fd(), key, value)?;
+        }
     }
     rustix::mount::fsconfig_create(fs.as_fd())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -161,21 +186,68 @@ pub fn enter(spec: &ContainerSpec, sources: Sources<'_>) -> Result<(), MountErro
         .map_err(|source| MountError::Share { share: share.to_owned(), source })?;
     let mounter = Mounter { shares, devpts: sources.devpts };
     mounter.enter_root(share)?;
-    let (defaults, added) = plan(&spec.mounts, sources.cgroups)?;
-    for mount in &defaults {
+    let (first, added) = plan(spec, sources.cgroups)?;
+    for mount in &first {
         mounter.mount(mount)?;
     }
-    make_nodes()?;
-    if sources.console {
-        make_console()?;
+    // A share at /dev brings its own.
+    if !first.iter().any(|mount| mount.destination == DEV && mount.fstype == SHARE) {
+        for device in &spec.devices {
+            nodes::make(device)?;
+        }
+        nodes::make_all()?;
+        if sources.console && first.iter().any(|mount| mount.is(DEVPTS, PTS)) {
+            nodes::make_console()?;
+        }
     }
     for mount in &added {
         mounter.mount(mount)?;
     }
+    set_sysctls(spec)?;
+    restrict(spec)
+}
+
+/// Sets kernel parameters by way of a proc that is attached nowhere: the container's may be
+/// missing, or be something else.
+fn set_sysctls(spec: &ContainerSpec) -> Result<(), MountError> {
+    if spec.sysctls.is_empty() {
+        return Ok(());
+    }
+    let proc = || {
+        let fs = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(fs.as_fd())?;
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        let proc = rustix::mount::fsmount(fs.as_fd(), flags, MountAttrFlags::empty())?;
+        rustix::process::fchdir(&proc).map(|()| proc)
+    };
+    let failed = |source| MountError::Mount {
+        fstype: "proc".to_owned(),
+        destination: "(nowhere)".to_owned(),
+        source,
+    };
+    let _proc = proc().map_err(failed)?;
+    for setting in &spec.sysctls {
+        paths::set_sysctl(&setting.name, &setting.value)?;
+    }
+    rustix::process::chdir("/").map_err(failed)
+}
+
+/// What the container must not read or write, last of all.
+fn restrict(spec: &ContainerSpec) -> Result<(), MountError> {
+    let root = |source| MountError::Root { share: spec.root_share.clone(), source };
+    for path in &spec.readonly_paths {
+        paths::make_readonly(path)?;
+    }
+    for path in &spec.masked_paths {
+        paths::mask(path)?;
+    }
+    if !spec.root_propagation.is_empty() {
+        let flags = options::propagation(&spec.root_propagation)
+            .ok_or_else(|| MountError::Propagation(spec.root_propagation.clone()))?;
+        rustix::mount::mount_change("/", flags).map_err(root)?;
+    }
     if spec.root_readonly {
-        let flags = MountFlags::BIND | MountFlags::RDONLY;
-        rustix::mount::mount_remount("/", flags, "")
-            .map_err(|source| MountError::Root { share: share.to_owned(), source })?;
+        paths::remount_readonly("/").map_err(root)?;
     }
     Ok(())
 }
@@ -192,12 +264,18 @@ fn is_replacement(mounts: &[Mount], mount: &Mount) -> bool {
     })
 }
 
-/// The default mounts, as changed by the spec's, and the spec's others in their order.
+/// The mounts to be made before the device nodes, and those to be made after them: the defaults, as
+/// changed by the spec, and the spec's others in their order; or the spec's alone.
 fn plan(
-    mounts: &[Mount],
+    spec: &ContainerSpec,
     cgroups: bool,
 ) -> Result<(Vec<Planned<'_>>, Vec<Planned<'_>>), MountError> {
-    let wanted = DEFAULTS.into_iter().filter(|(_, fstype, _)| cgroups || *fstype != "cgroup2");
+    let mounts = spec.mounts.as_slice();
+    if spec.only_these_mounts {
+        let mounts = mounts.iter().filter(|mount| cgroups || mount.type_ != CGROUP);
+        return Ok((mounts.map(Planned::of).collect::<Result<_, _>>()?, Vec::new()));
+    }
+    let wanted = DEFAULTS.into_iter().filter(|(_, fstype, _)| cgroups || *fstype != CGROUP);
     let defaults = wanted.map(|(destination, fstype, options)| {
         let options = match replacement(mounts, destination) {
             Some(mount) if fstype != DEVPTS => Options::parse(&mount.options),
@@ -205,18 +283,8 @@ fn plan(
         };
         Planned { destination, fstype, source: fstype, options }
     });
-    let added = mounts.iter().filter(|mount| !is_replacement(mounts, mount)).map(|mount| {
-        if !mount.destination.starts_with('/') {
-            return Err(MountError::Relative(mount.destination.clone()));
-        }
-        Ok(Planned {
-            destination: &mount.destination,
-            fstype: &mount.type_,
-            source: &mount.source,
-            options: Options::parse(&mount.options),
-        })
-    });
-    Ok((defaults.collect(), added.collect::<Result<_, _>>()?))
+    let added = mounts.iter().filter(|mount| !is_replacement(mounts, mount));
+    Ok((defaults.collect(), added.map(Planned::of).collect::<Result<_, _>>()?))
 }
 
 /// Makes mounts.
@@ -259,15 +327,57 @@ impl Mounter<'_> {
     }
 }
 
-impl Planned<'_> {
+impl<'a> Planned<'a> {
+    fn of(mount: &'a Mount) -> Result<Self, MountError> {
+        if !mount.destination.starts_with('/') {
+            return Err(MountError::Relative(mount.destination.clone()));
+        }
+        Ok(Self {
+            destination: &mount.destination,
+            fstype: &mount.type_,
+            source: &mount.source,
+            options: Options::parse(&mount.options),
+        })
+    }
+
+    fn is(&self, fstype: &str, destination: &str) -> bool {
+        self.fstype == fstype && self.destination == destination
+    }
+
     /// Makes a mount of a file system of the kernel's.
     fn make(&self) -> Result<(), MountError> {
-        let data = CString::new(self.options.data.as_str());
-        let data = data.map_err(|_| self.failed(Errno::INVAL))?;
+        let data = CString::new(self.data()).map_err(|_| self.failed(Errno::INVAL))?;
+        let covered = self.options.copy_up.then(|| copy_up::open(CWD, self.destination).ok());
+        let readonly = MountFlags::RDONLY;
+        let flags = self.options.flags.difference(if self.options.copy_up {
+            readonly
+        } else {
+            MountFlags::empty()
+        });
         self.with_mount_point(FileType::Directory, || {
-            let (source, fstype, flags) = (self.source, self.fstype, self.options.flags);
-            rustix::mount::mount(source, self.destination, fstype, flags, data.as_c_str())
-        })
+            rustix::mount::mount(self.source, self.destination, self.fstype, flags, data.as_c_str())
+        })?;
+        let Some(covered) = covered.flatten() else { return Ok(()) };
+        let copy = || {
+            copy_up::copy(covered.as_fd(), copy_up::open(CWD, self.destination)?.as_fd())?;
+            match self.options.flags.contains(readonly) {
+                true => paths::remount_readonly(self.destination),
+                false => Ok(()),
+            }
+        };
+        copy().map_err(|source| self.failed(source))
+    }
+
+    /// The file system's own options. A tmpfs takes over the mode of the directory it covers, unless
+    /// it was told another.
+    fn data(&self) -> String {
+        let data = self.options.data.as_str();
+        if self.fstype != "tmpfs" || data.split(',').any(|word| word.starts_with("mode=")) {
+            return data.to_owned();
+        }
+        let Ok(covered) = rustix::fs::stat(self.destination) else { return data.to_owned() };
+        let comma = if data.is_empty() { "" } else { "," };
+        format!("{data}{comma}mode={:o}", covered.st_mode & 0o7777)
     }
 
     /// Attaches a mount that is there already, then sets its flags.
@@ -277,7 +387,7 @@ impl Planned<'_> {
             let flags =
                 MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
             rustix::mount::move_mount(tree, "", CWD, self.destination, flags)?;
-            if self.fstype == SHARE && !self.options.flags.is_empty() {
+            if !self.options.flags.is_empty() {
                 let flags = MountFlags::BIND | self.options.flags;
                 rustix::mount::mount_remount(self.destination, flags, "")?;
             }
@@ -293,8 +403,9 @@ impl Planned<'_> {
     ) -> Result<(), MountError> {
         let result = match mount() {
             Err(Errno::NOENT) => {
-                make_mount_point(self.destination, kind).map_err(|source| {
-                    MountError::MountPoint { destination: self.destination.to_owned(), source }
+                points::make(self.destination, kind).map_err(|source| MountError::MountPoint {
+                    destination: self.destination.to_owned(),
+                    source,
                 })?;
                 mount()
             }
@@ -310,121 +421,6 @@ impl Planned<'_> {
             source,
         }
     }
-}
-
-fn make_mount_point(path: &str, kind: FileType) -> rustix::io::Result<()> {
-    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    if kind == FileType::Directory {
-        return make_directories(path).map_err(errno);
-    }
-    if let Some((parent, _)) = path.trim_end_matches('/').rsplit_once('/') {
-        make_directories(parent).map_err(errno)?;
-    }
-    let flags = OFlags::CREATE | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).map(drop)
-}
-
-/// mkdir -p, mode 0755.
-pub fn make_directories(path: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    if path.is_empty() {
-        return Ok(());
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
-}
-
-fn make_nodes() -> Result<(), MountError> {
-    for (path, major, minor) in NODES {
-        let device = rustix::fs::makedev(major, minor);
-        let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, device)
-            .map_err(|source| MountError::Node { path, source })?;
-    }
-    for (target, path) in LINKS {
-        rustix::fs::symlink(target, path).map_err(|source| MountError::Node { path, source })?;
-    }
-    Ok(())
-}
-
-/// The process's terminal is the first of its devpts, so its path is known.
-fn make_console() -> Result<(), MountError> {
-    let path = "/dev/console";
-    rustix::fs::open(path, OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
-        .and_then(|_| rustix::mount::mount_bind("/dev/pts/0", path))
-        .map_err(|source| MountError::Node { path, source })
-}
-
-/// A mount's options: kernel flags apart from the file system's own words.
-#[derive(Debug, PartialEq, Eq)]
-struct Options {
-    flags: MountFlags,
-    propagation: Option<MountPropagationFlags>,
-    data: String,
-}
-
-impl Options {
-    /// Sorts options as mount(8) has them. Words that are no flag belong to the file system, which
-    /// refuses those it does not know.
-    fn parse(words: &[impl AsRef<str>]) -> Self {
-        let mut options =
-            Self { flags: MountFlags::empty(), propagation: None, data: String::new() };
-        for word in words.iter().map(AsRef::as_ref) {
-            if let Some((flag, set)) = flag(word) {
-                options.flags.set(flag, set);
-            } else if let Some(propagation) = propagation(word) {
-                options.propagation = Some(propagation);
-            } else if !matches!(word, "" | "defaults" | "bind" | "rbind") {
-                if !options.data.is_empty() {
-                    options.data.push(',');
-                }
-                options.data.push_str(word);
-            }
-        }
-        options
-    }
-}
-
-/// The mount flag an option stands for, and whether it sets or clears it. The "r" forms (of
-/// mount_setattr(2), recursive) are the same here: shares have no mounts below them.
-fn flag(word: &str) -> Option<(MountFlags, bool)> {
-    Some(match word {
-        "ro" | "rro" => (MountFlags::RDONLY, true),
-        "rw" | "rrw" => (MountFlags::RDONLY, false),
-        "nosuid" | "rnosuid" => (MountFlags::NOSUID, true),
-        "suid" | "rsuid" => (MountFlags::NOSUID, false),
-        "nodev" | "rnodev" => (MountFlags::NODEV, true),
-        "dev" | "rdev" => (MountFlags::NODEV, false),
-        "noexec" | "rnoexec" => (MountFlags::NOEXEC, true),
-        "exec" | "rexec" => (MountFlags::NOEXEC, false),
-        "noatime" | "rnoatime" => (MountFlags::NOATIME, true),
-        "atime" | "ratime" => (MountFlags::NOATIME, false),
-        "nodiratime" | "rnodiratime" => (MountFlags::NODIRATIME, true),
-        "diratime" | "rdiratime" => (MountFlags::NODIRATIME, false),
-        "relatime" | "rrelatime" => (MountFlags::RELATIME, true),
-        "norelatime" | "rnorelatime" => (MountFlags::RELATIME, false),
-        "strictatime" | "rstrictatime" => (MountFlags::STRICTATIME, true),
-        "nostrictatime" | "rnostrictatime" => (MountFlags::STRICTATIME, false),
-        "sync" => (MountFlags::SYNCHRONOUS, true),
-        "async" => (MountFlags::SYNCHRONOUS, false),
-        "dirsync" => (MountFlags::DIRSYNC, true),
-        "lazytime" => (MountFlags::LAZYTIME, true),
-        "nolazytime" => (MountFlags::LAZYTIME, false),
-        "silent" => (MountFlags::SILENT, true),
-        "loud" => (MountFlags::SILENT, false),
-        _ => return None,
-    })
-}
-
-fn propagation(word: &str) -> Option<MountPropagationFlags> {
-    let recursive = word.starts_with('r');
-    let flags = match word.strip_prefix('r').unwrap_or(word) {
-        "private" => MountPropagationFlags::PRIVATE,
-        "shared" => MountPropagationFlags::SHARED,
-        "slave" => MountPropagationFlags::DOWNSTREAM,
-        "unbindable" => MountPropagationFlags::UNBINDABLE,
-        _ => return None,
-    };
-    Some(if recursive { flags | MountPropagationFlags::REC } else { flags })
 }
 
 #[cfg(test)]

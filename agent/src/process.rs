@@ -331,8 +331,7 @@ fn enter_directory(cwd: &str) -> Result<(), ProcessError> {
     }
     match rustix::process::chdir(path) {
         Err(Errno::NOENT) => {
-            mounts::make_directories(path)
-                .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+            mounts::make_directories(path.as_ref()).map_err(failed)?;
             rustix::process::chdir(path).map_err(failed)
         }
         result => result.map_err(failed),

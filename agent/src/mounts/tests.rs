@@ -9,16 +9,8 @@ fn mount(destination: &str, type_: &str, options: &[&str]) -> Mount {
     }
 }
 
-#[test]
-fn options_are_flags_propagation_or_the_file_systems_own() {
-    let options =
-        Options::parse(&["rbind", "ro", "nosuid", "size=64m", "suid", "rslave", "", "mode=0755"]);
-    assert_eq!(options.flags, MountFlags::RDONLY);
-    let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    assert_eq!(options.propagation, Some(downstream));
-    assert_eq!(options.data, "size=64m,mode=0755");
-    let none: [&str; 0] = [];
-    assert_eq!(Options::parse(&none), Options::parse(&["defaults", "bind", "rw"]));
+fn spec(mounts: &[Mount]) -> ContainerSpec {
+    ContainerSpec { mounts: mounts.to_vec(), ..Default::default() }
 }
 
 #[test]
@@ -29,7 +21,8 @@ fn a_default_keeps_its_place_when_the_spec_changes_it() {
         mount("/dev/pts", "devpts", &["gid=7"]),
         mount("/dev/shm", "share", &[]),
     ];
-    let (defaults, added) = plan(&mounts, true).unwrap();
+    let spec = spec(&mounts);
+    let (defaults, added) = plan(&spec, true).unwrap();
     let order = |planned: &[Planned<'_>]| -> Vec<String> {
         planned.iter().map(|mount| mount.destination.to_owned()).collect()
     };
@@ -44,14 +37,16 @@ fn a_default_keeps_its_place_when_the_spec_changes_it() {
 #[test]
 fn the_same_destination_twice_is_a_change_and_an_addition() {
     let mounts = [mount("/sys", "sysfs", &["rw"]), mount("/sys", "tmpfs", &[])];
-    let (defaults, added) = plan(&mounts, true).unwrap();
+    let spec = spec(&mounts);
+    let (defaults, added) = plan(&spec, true).unwrap();
     assert_eq!((defaults.len(), added.len()), (DEFAULTS.len(), 1));
     assert_eq!(added[0].fstype, "tmpfs");
 }
 
 #[test]
 fn without_a_hierarchy_no_cgroups_are_mounted() {
-    let (defaults, _) = plan(&[], false).unwrap();
+    let spec = spec(&[]);
+    let (defaults, _) = plan(&spec, false).unwrap();
     assert!(defaults.iter().all(|mount| mount.fstype != "cgroup2"));
     assert_eq!(defaults.len(), DEFAULTS.len() - 1);
 }
@@ -59,7 +54,17 @@ fn without_a_hierarchy_no_cgroups_are_mounted() {
 #[test]
 fn a_relative_destination_is_refused() {
     for destination in ["", "data", "./data"] {
-        let error = plan(&[mount(destination, "tmpfs", &[])], true).unwrap_err();
+        let spec = spec(&[mount(destination, "tmpfs", &[])]);
+        let error = plan(&spec, true).unwrap_err();
         assert_eq!(error, MountError::Relative(destination.to_owned()));
     }
+}
+
+#[test]
+fn a_spec_may_say_that_its_mounts_are_all() {
+    let mut spec = spec(&[mount("/sys/fs/cgroup", "cgroup2", &[]), mount("/dev", "share", &[])]);
+    spec.only_these_mounts = true;
+    let (first, added) = plan(&spec, true).unwrap();
+    assert_eq!((first.len(), added.len()), (2, 0));
+    assert_eq!(plan(&spec, false).unwrap().0.len(), 1);
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use bulkhead_protocol::rpc::agent::{
-    CreateContainerRequest, Mount, Process, StartContainerRequest, StartFailure,
+    CreateContainerRequest, Device, Mount, Process, Setting, StartContainerRequest, StartFailure,
 };
 
 use crate::harness::*;
@@ -136,19 +136,98 @@ fn a_mounts_destination_stays_inside_the_root() {
     fs::write(agent.share("v0/inside"), "").unwrap();
     symlink(outside.path(), agent.root("link")).unwrap();
     symlink("../../../../../../../../tmp", agent.root("climb")).unwrap();
-    let mut spec = spec(shell("ls /link/mnt /climb/mnt"));
+    symlink("../run/stub/resolv.conf", agent.root("etc/resolv.conf")).unwrap();
+    fs::write(agent.share("f0"), "nameserver\n").unwrap();
+    let mut spec = spec(shell("ls /link/mnt /tmp/mnt; cat /etc/resolv.conf /run/stub/resolv.conf"));
     spec.mounts = vec![
+        // This symlink dangles inside of the root, where its target is made.
         mount("/link/mnt", "share", "v0", &[]),
         mount("/climb/../climb/mnt", "share", "v0", &[]),
+        mount("/etc/resolv.conf", "share", "f0", &[]),
     ];
-    let _host = agent.host();
-    // The first symlink dangles inside of the root, where its target is not.
-    let response = agent.create(&spec);
-    assert!(response.failure.message.contains("/link/mnt"), "{response:?}");
-    spec.mounts.remove(0);
-    *spec.process.mut_or_insert_default() = shell("ls /tmp/mnt");
-    assert_eq!(run_spec(&agent, &spec).stdout, "inside\n");
+    let expected = "/link/mnt:\ninside\n\n/tmp/mnt:\ninside\nnameserver\nnameserver\n";
+    assert_eq!(run_spec(&agent, &spec), outcome(0, expected, ""));
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_specs_own_mounts_may_be_all() {
+    let agent = Agent::start();
+    let script = "grep -v rootfs /proc/mounts | while read s d t o; do echo $d $t; done; ls /dev; \
+        stat -c '%a %u %t,%T' /dev/fuse /dev/null; cat /sys/x 2>/dev/null; \
+        stat -c '%a %u' /opt /opt/dir /opt/dir/file; readlink /opt/link; cat /opt/dir/file; \
+        echo x 2>/dev/null >/opt/y || echo readonly";
+    let mut spec = spec(shell(script));
+    spec.only_these_mounts = true;
+    spec.mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid"]),
+        mount("/dev", "tmpfs", "tmpfs", &["size=1m", "mode=755"]),
+        mount("/opt", "tmpfs", "tmpfs", &["tmpcopyup", "ro"]),
+    ];
+    let device = |path: &str| Device {
+        path: path.to_owned(),
+        mode: libc::S_IFCHR | 0o640,
+        major: 10,
+        minor: 229,
+        uid: 7,
+        ..Default::default()
+    };
+    spec.devices = vec![device("/dev/fuse"), device("/dev/deep/er")];
+    fs::create_dir_all(agent.root("opt/dir")).unwrap();
+    fs::write(agent.root("opt/dir/file"), "copied\n").unwrap();
+    std::os::unix::fs::chown(agent.root("opt/dir/file"), Some(9), Some(9)).unwrap();
+    fs::set_permissions(agent.root("opt/dir/file"), fs::Permissions::from_mode(0o4751)).unwrap();
+    symlink("dir/file", agent.root("opt/link")).unwrap();
+    let result = run_spec(&agent, &spec);
+    let (mounts, rest) = result.stdout.split_once("deep\n").unwrap();
+    let (_root, mounts) = mounts.split_once('\n').unwrap();
+    assert_eq!(mounts, "/proc proc\n/dev tmpfs\n/opt tmpfs\n");
+    assert!(rest.starts_with("fd\nfull\nfuse\nnull\n"), "{result:?}");
+    let tail = "640 7 a,e5\n666 0 1,3\n755 0\n755 0\n4751 9\ndir/file\ncopied\nreadonly\n";
+    assert!(rest.ends_with(tail), "{result:?}");
+}
+
+#[test]
+fn what_must_not_be_read_or_written_is_covered() {
+    let agent = Agent::start();
+    let script = "cat /etc/secret; ls /opt/secrets; cat /proc/sys/kernel/ostype; \
+        echo x >/etc/fixed/file; echo x >/proc/sys/kernel/domainname; grep -c sysrq /proc/mounts";
+    let mut spec = spec(shell(script));
+    fs::create_dir_all(agent.root("opt/secrets/deep")).unwrap();
+    fs::create_dir_all(agent.root("etc/fixed")).unwrap();
+    fs::write(agent.root("etc/secret"), "secret\n").unwrap();
+    spec.masked_paths =
+        ["/etc/secret", "/opt/secrets", "/none", "/etc/secret/x"].map(str::to_owned).to_vec();
+    spec.readonly_paths = ["/etc/fixed", "/proc/sys", "/none/x"].map(str::to_owned).to_vec();
+    let result = run_spec(&agent, &spec);
+    assert_eq!(result.stdout, "Linux\n0\n");
+    assert_eq!(result.stderr.matches("Read-only file system").count(), 2, "{result:?}");
+    spec.masked_paths = vec!["etc".to_owned()];
+    let agent = Agent::start();
+    let _host = agent.host();
+    assert!(agent.create(&spec).failure.message.contains("absolute path"));
+}
+
+#[test]
+fn kernel_parameters_are_set_in_the_containers_namespaces() {
+    let agent = Agent::start();
+    let mut spec = spec(shell("cat /proc/sys/kernel/msgmax /proc/sys/kernel/domainname"));
+    spec.domainname = "sea".to_owned();
+    let set = |name: &str, value: &str| Setting {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        ..Default::default()
+    };
+    spec.sysctls = vec![set("kernel.msgmax", "12345")];
+    spec.readonly_paths = vec!["/proc/sys".to_owned()];
+    assert_eq!(run_spec(&agent, &spec), outcome(0, "12345\nsea\n", ""));
+    let agent = Agent::start();
+    let _host = agent.host();
+    for name in ["kernel.no_such", "../../etc/x", "", "kernel..msgmax", "/etc/passwd"] {
+        spec.sysctls = vec![set(name, "1")];
+        let message = agent.create(&spec).failure.message.clone();
+        assert!(message.contains("cannot set the kernel parameter"), "{name}: {message}");
+    }
 }
 
 fn failure_of(agent: &Agent, change: impl FnOnce(&mut Process)) -> StartFailure {

@@ -1,0 +1,11 @@
+//! OCI bundles: what a container engine hands over, and what becomes of it.
+//!
+//! ```text
+//! config.json ── Bundle::load ──▶ Bundle (checked) ── plan ──▶ VmSpec for the host
+//!                                                              ContainerSpec for the guest
+//! ```
+
+pub mod bundle;
+pub mod plan;
+#[cfg(test)]
+pub mod testing;

@@ -1,0 +1,192 @@
+//! From a checked [`Bundle`] to a [`VmSpec`] for the host and a [`ContainerSpec`] for the guest.
+//! Pure: no file is touched here, and every refusal is one sentence.
+
+mod mounts;
+mod namespaces;
+mod process;
+pub mod resources;
+mod shape;
+
+use std::path::PathBuf;
+
+use bulkhead_protocol::rpc::agent::{ContainerSpec, Device, Setting};
+use bulkhead_vmm::spec::{Share, VmSpec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType};
+
+use super::bundle::Bundle;
+pub use namespaces::{Network, network};
+pub use process::process;
+
+/// Name of the share that is the container's root.
+const ROOT_SHARE: &str = "rootfs";
+/// The guest's vsock context ID. It need not be unique: no VM sees another's.
+const CID: u32 = 3;
+/// As much of a container's ID as becomes its host name when it has none, as engines do.
+const HOSTNAME_BYTES: usize = 12;
+
+/// Why a bundle makes no container.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// Namespaces of the host, which the container's kernel does not know.
+    #[error(
+        "linux.namespaces: the {kind} namespace {path:?} cannot be joined: it belongs to another \
+         kernel than the container's"
+    )]
+    Joined {
+        /// Type of the namespace.
+        kind: String,
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// IDs that are not the host's.
+    #[error(
+        "linux.uidMappings and gidMappings: only a mapping of all IDs to themselves is supported; \
+         the container's kernel is its own, root in it is nobody on the host"
+    )]
+    IdMapping,
+    /// The clock of another time namespace.
+    #[error("linux.timeOffsets is not supported; the container has its kernel's clocks")]
+    TimeOffsets,
+    /// A mount with IDs of its own.
+    #[error("mounts: {destination} asks for mapped IDs, which is not supported")]
+    IdMappedMount {
+        /// In the container.
+        destination: String,
+    },
+    /// A mount of nothing.
+    #[error("mounts: {destination} has no type")]
+    NoType {
+        /// In the container.
+        destination: String,
+    },
+    /// A device of no kind.
+    #[error("linux.devices: {path} has no usable type or number; use c, u, b or p")]
+    Device {
+        /// In the container.
+        path: String,
+    },
+}
+
+/// What the host adds to a bundle.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The guest's PID 1.
+    pub agent: PathBuf,
+    /// CPUs that this process may use.
+    pub vcpus: u8,
+    /// Memory of the machine, MiB.
+    pub memory_mib: u64,
+}
+
+/// The VM for `bundle`, named `id`, with its vsock socket at `vsock`. Descriptors are filled in when
+/// it is started.
+pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
+    let resources = linux(bundle).and_then(|linux| linux.resources().as_ref());
+    let root = Share {
+        name: ROOT_SHARE.to_owned(),
+        source: bundle.rootfs.clone(),
+        readonly: bundle.readonly(),
+    };
+    let process = bundle.spec.process().as_ref();
+    VmSpec {
+        name: id.to_owned(),
+        vcpus: shape::vcpus(resources, host),
+        memory_mib: shape::memory_mib(resources, host),
+        kernel: host.kernel.clone(),
+        init: host.agent.clone(),
+        cmdline: Vec::new(),
+        cid: CID,
+        vsock,
+        vsock_fd: None,
+        control_fd: None,
+        shares: std::iter::once(root).chain(mounts::shares(bundle)).collect(),
+        terminal: process.and_then(|process| process.terminal()).unwrap_or(false),
+        console: false,
+        report_fd: None,
+        timeline_from_ns: None,
+    }
+}
+
+/// The container for `bundle`, named `id`; `clock_ns` is the wall clock.
+pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSpec, PlanError> {
+    namespaces::check(linux(bundle))?;
+    let spec = &bundle.spec;
+    let linux = linux(bundle);
+    let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
+    Ok(ContainerSpec {
+        hostname: match spec.hostname().as_deref() {
+            None | Some("") => id.chars().take(HOSTNAME_BYTES).collect(),
+            Some(name) => name.to_owned(),
+        },
+        domainname: spec.domainname().clone().unwrap_or_default(),
+        root_share: ROOT_SHARE.to_owned(),
+        root_readonly: bundle.readonly(),
+        mounts: mounts::mounts(bundle)?,
+        only_these_mounts: true,
+        process: spec.process().as_ref().map(process).into(),
+        clock_ns,
+        devices: linux
+            .and_then(|linux| linux.devices().as_deref())
+            .unwrap_or_default()
+            .iter()
+            .map(device)
+            .collect::<Result<_, _>>()?,
+        sysctls: linux.map(sysctls).unwrap_or_default(),
+        masked_paths: list(linux.and_then(|linux| linux.masked_paths().as_ref())),
+        readonly_paths: list(linux.and_then(|linux| linux.readonly_paths().as_ref())),
+        root_propagation: linux
+            .and_then(|linux| linux.rootfs_propagation().clone())
+            .unwrap_or_default(),
+        cgroup: linux
+            .and_then(|linux| linux.resources().as_ref())
+            .map(resources::guest)
+            .unwrap_or_default(),
+        ..Default::default()
+    })
+}
+
+fn linux(bundle: &Bundle) -> Option<&Linux> {
+    bundle.spec.linux().as_ref()
+}
+
+/// In the order of their names: a map has none.
+fn sysctls(linux: &Linux) -> Vec<Setting> {
+    let mut settings: Vec<Setting> =
+        linux.sysctl().iter().flatten().map(|(name, value)| setting(name, value)).collect();
+    settings.sort_by(|a, b| a.name.cmp(&b.name));
+    settings
+}
+
+fn setting(name: impl Into<String>, value: impl Into<String>) -> Setting {
+    Setting { name: name.into(), value: value.into(), ..Default::default() }
+}
+
+fn device(device: &LinuxDevice) -> Result<Device, PlanError> {
+    let path = device.path().to_string_lossy().into_owned();
+    let kind = match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        LinuxDeviceType::A => return Err(PlanError::Device { path }),
+    };
+    let number =
+        |number: i64| u32::try_from(number).map_err(|_| PlanError::Device { path: path.clone() });
+    let (major, minor) = match kind {
+        libc::S_IFIFO => (0, 0),
+        _ => (number(device.major())?, number(device.minor())?),
+    };
+    Ok(Device {
+        mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
+        major,
+        minor,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+        path,
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! Namespaces: a container has a kernel of its own, and with it namespaces of its own of every kind.
+//! What is left to be decided is the network, which is the host's.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+
+use super::PlanError;
+use crate::oci::bundle::Bundle;
+
+/// The network the container is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// A new, empty network namespace: nothing but loopback.
+    Own,
+    /// The network namespace at this path.
+    Joined(PathBuf),
+    /// The host's own.
+    Host,
+}
+
+/// The network `bundle` asks for.
+pub fn network(bundle: &Bundle) -> Network {
+    let namespaces = bundle.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let mut namespaces = namespaces.into_iter().flatten();
+    match namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Network) {
+        None => Network::Host,
+        Some(namespace) => match namespace.path() {
+            Some(path) if !path.as_os_str().is_empty() => Network::Joined(path.clone()),
+            _ => Network::Own,
+        },
+    }
+}
+
+/// Refuses what another kernel cannot give. A UTS namespace may be named: all of it that a
+/// container sees are host and domain name, which the configuration has. So may a cgroup namespace,
+/// for the cgroups inside are the guest's.
+pub fn check(linux: Option<&Linux>) -> Result<(), PlanError> {
+    let Some(linux) = linux else { return Ok(()) };
+    for namespace in linux.namespaces().iter().flatten() {
+        let Some(path) = namespace.path() else { continue };
+        let harmless = matches!(
+            namespace.typ(),
+            LinuxNamespaceType::Network | LinuxNamespaceType::Uts | LinuxNamespaceType::Cgroup
+        );
+        if !harmless && !path.as_os_str().is_empty() {
+            let kind = namespace.typ().to_string();
+            return Err(PlanError::Joined { kind, path: path.clone() });
+        }
+    }
+    let mappings = [linux.uid_mappings(), linux.gid_mappings()];
+    let other = |mapping: &LinuxIdMapping| mapping.container_id() != mapping.host_id();
+    if mappings.into_iter().flatten().flatten().any(other) {
+        return Err(PlanError::IdMapping);
+    }
+    if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
+        return Err(PlanError::TimeOffsets);
+    }
+    Ok(())
+}

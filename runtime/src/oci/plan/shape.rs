@@ -1,0 +1,39 @@
+//! The VM's shape: how many CPUs, how much memory.
+
+use bulkhead_vmm::spec::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX};
+use oci_spec::runtime::LinuxResources;
+
+use super::{Host, resources};
+
+/// vCPUs of a container without a limit.
+const VCPUS_DEFAULT: u64 = 1;
+/// Memory of a container without a limit, MiB.
+const MEMORY_MIB_DEFAULT: u64 = 512;
+/// What the guest's kernel and agent need besides the container, MiB.
+const KERNEL_MIB: u64 = 32;
+/// And for each of these many bytes of memory they need one more: 64 bytes a page.
+const MEMORY_PER_STRUCT_PAGE: u64 = 64;
+
+/// As many CPUs as the container may keep busy: its quota rounded up, or the size of its CPU set,
+/// whichever is less.
+pub fn vcpus(resources: Option<&LinuxResources>, host: &Host) -> u8 {
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let quota = cpu.and_then(resources::cpu_quota).map(|(quota, period)| quota.div_ceil(period));
+    let set = cpu.and_then(|cpu| cpu.cpus().as_deref()).and_then(resources::cpu_count);
+    let wanted = [quota, set].into_iter().flatten().min().unwrap_or(VCPUS_DEFAULT);
+    let most = host.vcpus.clamp(1, VCPUS_MAX);
+    u8::try_from(wanted).unwrap_or(most).clamp(1, most)
+}
+
+/// The container's limit, and what its kernel needs; no more than the machine has.
+pub fn memory_mib(resources: Option<&LinuxResources>, host: &Host) -> u32 {
+    let limit = resources.and_then(resources::memory_limit);
+    let container = limit.map_or(MEMORY_MIB_DEFAULT, |bytes| bytes.div_ceil(1 << 20));
+    let wanted = match limit {
+        Some(_) => container + KERNEL_MIB + container.div_ceil(MEMORY_PER_STRUCT_PAGE),
+        None => container,
+    };
+    let most = u32::try_from(host.memory_mib).unwrap_or(MEMORY_MIB_MAX);
+    let most = most.clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX);
+    u32::try_from(wanted).unwrap_or(most).clamp(MEMORY_MIB_MIN, most)
+}
