@@ -78,6 +78,16 @@ impl Sets {
             .map_err(|source| CapsError::Refused { set: "permitted", source })
     }
 
+    /// Sets effective and permitted capabilities, and CAP_SYS_ADMIN besides. Call as the final user,
+    /// some time before [`Self::after_user_change`].
+    pub fn keep_sys_admin(&self) -> Result<(), CapsError> {
+        let mut sets = self.sets;
+        sets.effective |= CapabilitySet::SYS_ADMIN;
+        sets.permitted |= CapabilitySet::SYS_ADMIN;
+        thread::set_capabilities(None, sets)
+            .map_err(|source| CapsError::Refused { set: "effective", source })
+    }
+
     /// Sets the other four sets. Call as the final user.
     pub fn after_user_change(&self) -> Result<(), CapsError> {
         thread::set_capabilities(None, self.sets)

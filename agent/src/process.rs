@@ -22,6 +22,7 @@ use crate::mounts::{self, MountError};
 use crate::program::{self, ExecError};
 use crate::stdio::{Ends, Stream};
 use crate::user::{Identity, UserError};
+use crate::{scheduling, seccomp};
 
 /// Why a process was not executed.
 #[derive(Debug, thiserror::Error)]
@@ -254,6 +255,13 @@ fn prepare(
     report.wait_at_gate();
     unblock_signals();
     close_on_exec().map_err(step("close what the agent has open"))?;
+    if let Some(filter) = process.seccomp.as_ref() {
+        // As late as can be: from here on the filter judges the agent too.
+        seccomp::load(filter).map_err(step("load the seccomp filter"))?;
+        if let Some(caps) = caps.filter(|_| loads_by_privilege(process)) {
+            caps.after_user_change()?;
+        }
+    }
     Ok(program)
 }
 
@@ -270,7 +278,7 @@ fn set_limits(process: &Process) -> Result<(), ProcessError> {
         let limit = Rlimit { current: value(limit.soft), maximum: value(limit.hard) };
         rustix::process::setrlimit(resource, limit).map_err(step("set a resource limit"))?;
     }
-    Ok(())
+    scheduling::apply(process).map_err(step("set scheduling, I/O priority or personality"))
 }
 
 fn resource(name: &str) -> Option<Resource> {
@@ -353,7 +361,16 @@ fn become_user(
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(step("set the group"))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(step("set the user"))?;
-    caps.map_or(Ok(()), |caps| Ok(caps.after_user_change()?))
+    match caps {
+        Some(caps) if loads_by_privilege(process) => Ok(caps.keep_sys_admin()?),
+        Some(caps) => Ok(caps.after_user_change()?),
+        None => Ok(()),
+    }
+}
+
+/// A process that may gain privileges needs one to load a filter (seccomp(2)).
+fn loads_by_privilege(process: &Process) -> bool {
+    process.seccomp.is_some() && !process.no_new_privileges
 }
 
 /// The agent blocks the signals it takes by signalfd; its children take them as they come.

@@ -13,6 +13,7 @@ use ttrpc::{Code, Status};
 
 use crate::agent::{Agent, ExecEntry, SourceId};
 use crate::container::Container;
+use crate::limits;
 use crate::log::log;
 use crate::process::{Course, Launch, step};
 use crate::rpc::{Call, Outcome, refuse};
@@ -41,6 +42,7 @@ impl Agent {
             "Signal" => call_with(payload, |request| self.signal(request)),
             "Resize" => call_with(payload, |request| self.resize(request)),
             "Processes" => call_with(payload, |request| self.processes(request)),
+            "UpdateResources" => call_with(payload, |request| self.update_resources(request)),
             "Stats" => call_with(payload, |request| self.stats(request)),
             method => Err(refuse(Code::UNIMPLEMENTED, format!("there is no method {method:?}"))),
         })
@@ -66,6 +68,7 @@ impl Agent {
         if spec.clock_ns != 0 {
             guest.set_clock(spec.clock_ns).map_err(step("set the clock"))?;
         }
+        limits::set(guest, &spec.cgroup)?;
         let sockets = self.connect(stdio::wanted(spec.process.get_or_default()))?;
         let course = if request.start { Course::Fast } else { Course::Gated };
         let (mut container, ends) = Container::spawn(spec, course, guest, self.null.as_fd())?;

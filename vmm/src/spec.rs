@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use bulkhead_devices::rate_limiter::RateLimits;
 use serde::{Deserialize, Serialize};
 
-/// Everything a VM is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Everything a VM is. The default is no VM, only a start for one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
     /// Name for messages, unique on the host.

@@ -3,6 +3,7 @@
 //!
 //! Needs root and a static busybox.
 
+mod confinement;
 mod container;
 mod exec;
 mod harness;

@@ -4,6 +4,7 @@
 //! are bounded, paths are absolute and resolved, what the specification demands is demanded here.
 
 mod check;
+mod points;
 mod sources;
 
 use std::fs::{self, File};
@@ -73,6 +74,14 @@ pub enum BundleError {
     /// A relative path that does not stay in the bundle.
     #[error("the container's root {} is relative but leads out of the bundle", .0.display())]
     RootOutside(PathBuf),
+    /// A mount point that is missing and cannot be made.
+    #[error("cannot create the mount point {destination} in the container's root: {source}")]
+    MountPoint {
+        /// In the container.
+        destination: String,
+        /// Why.
+        source: io::Error,
+    },
     /// What a mount is to show.
     #[error("cannot use {} for the mount at {destination}: {source}", .path.display())]
     Source {

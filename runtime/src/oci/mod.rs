@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! config.json ── Bundle::load ──▶ Bundle (checked) ── plan ──▶ VmSpec for the host
-//!                                                              ContainerSpec for the guest
+//!                                     │                        ContainerSpec for the guest
+//!                                     └── cgroup ─────────────▶ limits around VMM and fs worker
 //! ```
 
 pub mod bundle;
+pub mod cgroup;
 pub mod plan;
 #[cfg(test)]
 pub mod testing;

@@ -5,6 +5,7 @@ mod mounts;
 mod namespaces;
 mod process;
 pub mod resources;
+mod seccomp;
 mod shape;
 
 use std::path::PathBuf;
@@ -59,6 +60,12 @@ pub enum PlanError {
         /// In the container.
         destination: String,
     },
+    /// A seccomp profile.
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::SeccompError),
+    /// Scheduling that the kernel does not know.
+    #[error("process.ioPriority: {0} is no priority; the kernel has 0 to 7")]
+    IoPriority(i64),
     /// A device of no kind.
     #[error("linux.devices: {path} has no usable type or number; use c, u, b or p")]
     Device {
@@ -96,16 +103,11 @@ pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
         memory_mib: shape::memory_mib(resources, host),
         kernel: host.kernel.clone(),
         init: host.agent.clone(),
-        cmdline: Vec::new(),
         cid: CID,
         vsock,
-        vsock_fd: None,
-        control_fd: None,
         shares: std::iter::once(root).chain(mounts::shares(bundle)).collect(),
         terminal: process.and_then(|process| process.terminal()).unwrap_or(false),
-        console: false,
-        report_fd: None,
-        timeline_from_ns: None,
+        ..VmSpec::default()
     }
 }
 
@@ -125,7 +127,7 @@ pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSp
         root_readonly: bundle.readonly(),
         mounts: mounts::mounts(bundle)?,
         only_these_mounts: true,
-        process: spec.process().as_ref().map(process).into(),
+        process: spec.process().as_ref().map(|asked| process(asked, linux)).transpose()?.into(),
         clock_ns,
         devices: linux
             .and_then(|linux| linux.devices().as_deref())

@@ -5,6 +5,7 @@ use bulkhead_protocol::rpc::agent::Setting;
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 use super::setting;
+use crate::oci::cgroup::is_host_file;
 
 /// The period of a CPU quota that names none, us.
 const CPU_PERIOD_US_DEFAULT: u64 = 100_000;
@@ -30,6 +31,15 @@ pub fn guest(resources: &LinuxResources) -> Vec<Setting> {
     }
     if let Some(max) = resources.pids().as_ref().and_then(|pids| limit(pids.limit())) {
         files.push(setting("pids.max", max));
+    }
+    let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
+    unified.sort();
+    let unified = unified.into_iter().filter(|(file, _)| !is_host_file(file));
+    files.extend(unified.map(|(file, value)| setting(file, value)));
+    for page in resources.hugepage_limits().iter().flatten() {
+        if let Some(limit) = limit(page.limit()) {
+            files.push(setting(format!("hugetlb.{}.max", page.page_size()), limit));
+        }
     }
     files
 }
