@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use bulkhead_tests::{Host, finish, processes, signal, start, until, wait};
+use bulkhead_tests::{Host, bzimage, finish, processes, signal, start, until, wait};
 
 #[test]
 fn sigterm_reaches_the_process() {
@@ -13,6 +13,16 @@ fn sigterm_reaches_the_process() {
     signal(child.id(), "TERM");
     let finished = wait(child);
     assert_eq!((finished.code, finished.stdout.as_str()), (7, "caught\n"), "{finished:?}");
+}
+
+#[test]
+fn a_user_s_own_bzimage_boots() {
+    let host = Host::new();
+    let kernel = bzimage();
+    let kernel = kernel.to_str().expect("an ASCII path");
+    let command = ["sh", "-c", "nproc; uname -s"];
+    let said = finish(host.run(&["--kernel", kernel, "--cpus", "2"], &command)).ok();
+    assert_eq!(said, "2\nLinux\n");
 }
 
 #[test]

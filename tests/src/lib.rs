@@ -31,6 +31,11 @@ pub fn debian() -> PathBuf {
     variable("BULKHEAD_TEST_DEBIAN")
 }
 
+/// The guest's kernel as a bzImage, as distributions ship theirs.
+pub fn bzimage() -> PathBuf {
+    variable("BULKHEAD_TEST_BZIMAGE")
+}
+
 /// A busybox root file system and a state directory of a test's own.
 pub struct Host {
     /// Everything this test has on disk.
