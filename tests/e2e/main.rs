@@ -4,6 +4,7 @@ mod bad_input;
 mod doctor;
 mod files;
 mod lifecycle;
+mod overlay;
 mod process;
 mod snapshot;
 mod stdio;

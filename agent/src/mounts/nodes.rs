@@ -71,7 +71,7 @@ pub fn make(device: &Device) -> Result<(), MountError> {
 /// The process's terminal is the first of its devpts, so its path is known.
 pub fn make_console() -> Result<(), MountError> {
     let path = "/dev/console";
-    rustix::fs::open(path, OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
-        .and_then(|_| rustix::mount::mount_bind("/dev/pts/0", path))
-        .map_err(failed(path))
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let created = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).map(drop);
+    made(created).and_then(|()| rustix::mount::mount_bind("/dev/pts/0", path)).map_err(failed(path))
 }

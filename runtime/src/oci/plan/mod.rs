@@ -8,7 +8,7 @@ pub mod resources;
 mod seccomp;
 mod shape;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::rpc::agent::{ContainerSpec, Device, Setting};
 use bulkhead_vmm::spec::{Share, VmSpec};
@@ -133,6 +133,7 @@ pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSp
             .and_then(|linux| linux.devices().as_deref())
             .unwrap_or_default()
             .iter()
+            .filter(|device| !is_terminals_own(device))
             .map(device)
             .collect::<Result<_, _>>()?,
         sysctls: linux.map(sysctls).unwrap_or_default(),
@@ -163,6 +164,11 @@ fn sysctls(linux: &Linux) -> Vec<Setting> {
 
 fn setting(name: impl Into<String>, value: impl Into<String>) -> Setting {
     Setting { name: name.into(), value: value.into(), ..Default::default() }
+}
+
+/// Nodes that every container has as a link or a mount.
+fn is_terminals_own(device: &LinuxDevice) -> bool {
+    [Path::new("/dev/ptmx"), Path::new("/dev/console")].contains(&device.path().as_path())
 }
 
 fn device(device: &LinuxDevice) -> Result<Device, PlanError> {

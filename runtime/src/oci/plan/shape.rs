@@ -9,10 +9,11 @@ use super::{Host, resources};
 const VCPUS_DEFAULT: u64 = 1;
 /// Memory of a container without a limit, MiB.
 const MEMORY_MIB_DEFAULT: u64 = 512;
-/// What the guest's kernel and agent need besides the container, MiB.
+/// What the guest's kernel and agent need besides the container, MiB: 14 are not in MemTotal, as many
+/// are taken when the container starts.
 const KERNEL_MIB: u64 = 32;
-/// And for each of these many bytes of memory they need one more: 64 bytes a page.
-const MEMORY_PER_STRUCT_PAGE: u64 = 64;
+/// And for each of these many bytes of memory they need one more: 64 bytes a page, and reserves.
+const MEMORY_PER_OVERHEAD: u64 = 48;
 
 /// As many CPUs as the container may keep busy: its quota rounded up, or the size of its CPU set,
 /// whichever is less.
@@ -30,7 +31,7 @@ pub fn memory_mib(resources: Option<&LinuxResources>, host: &Host) -> u32 {
     let limit = resources.and_then(resources::memory_limit);
     let container = limit.map_or(MEMORY_MIB_DEFAULT, |bytes| bytes.div_ceil(1 << 20));
     let wanted = match limit {
-        Some(_) => container + KERNEL_MIB + container.div_ceil(MEMORY_PER_STRUCT_PAGE),
+        Some(_) => container + KERNEL_MIB + container.div_ceil(MEMORY_PER_OVERHEAD),
         None => container,
     };
     let most = u32::try_from(host.memory_mib).unwrap_or(MEMORY_MIB_MAX);

@@ -124,7 +124,7 @@ fn the_shape_follows_the_limits() {
     assert_eq!(cpu(json!({"quota": i64::MAX, "period": 0})), 4);
     let memory =
         |limit: i64| shape(|c| c["linux"]["resources"]["memory"] = json!({"limit": limit})).1;
-    assert_eq!(memory(256 << 20), 256 + 32 + 4);
+    assert_eq!(memory(256 << 20), 256 + 32 + 6);
     assert_eq!(memory(-1), 512);
     assert_eq!(memory(0), 512);
     assert_eq!(memory(1), 48, "the least in which the kernel boots");
@@ -161,4 +161,30 @@ fn the_network_is_the_hosts_ones_own_or_another() {
     assert_eq!(of(json!([{"type": "network"}])), Network::Own);
     let path = "/run/netns/x";
     assert_eq!(of(json!([{"type": "network", "path": path}])), Network::Joined(path.into()));
+}
+
+/// What podman 4.3.1 wrote for `podman run -t --memory 256m --cpus 1.5 --read-only --tmpfs /scratch
+/// -v /tmp/v:/v:ro --device /dev/fuse ...`, with the paths of its storage replaced.
+#[test]
+fn a_configuration_of_podmans_is_planned() {
+    let bundle = bundle(|config| {
+        let text = include_str!("../testing/podman.json");
+        *config = serde_json::from_str(text).expect("JSON");
+        config["root"]["path"] = json!("rootfs");
+        for mount in config["mounts"].as_array_mut().expect("mounts") {
+            if mount["type"] == "bind" {
+                mount["source"] = json!("rootfs");
+            }
+        }
+    });
+    let vm = vm(&bundle, &host(), "id", "/v".into());
+    assert_eq!((vm.vcpus, vm.memory_mib, vm.terminal), (2, 294, true));
+    assert!(vm.shares[0].readonly && vm.shares[1].readonly && !vm.shares[2].readonly);
+    let container = container(&bundle, "id", 0).expect("a plan");
+    assert_eq!(container.mounts.len(), 17);
+    let process = container.process.unwrap();
+    // Two tables of some 400 system calls each.
+    let instructions = process.seccomp.program.len() / 8;
+    assert!((500..2000).contains(&instructions), "{instructions} instructions");
+    assert_eq!(container.devices[0].mode, libc::S_IFCHR | 0o666);
 }
