@@ -80,6 +80,9 @@ pub struct RunArgs {
     /// Say afterwards on standard error when each phase of the start was reached
     #[arg(long)]
     pub timeline: bool,
+    /// What confines the VMM: off is for finding out why a jail fails, never for strangers' code
+    #[arg(long, value_name = "strict|off", default_value = "strict", value_parser = ["strict", "off"])]
+    pub jail: String,
     /// Command to run, and its arguments
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     pub command: Vec<String>,

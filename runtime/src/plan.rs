@@ -57,6 +57,8 @@ pub fn vm(
         report_fd: None,
         host_events: false,
         leash_fd: None,
+        jail: request.jail,
+        keep_fds: Vec::new(),
         timeline_from_ns,
     }
 }

@@ -76,6 +76,7 @@ impl Vmm {
             vsock_fd: Some(listener.as_raw_fd()),
             control_fd: Some(control.as_raw_fd()),
             report_fd: Some(writer.as_raw_fd()),
+            keep_fds: vec![dir.lock().as_raw_fd()],
             ..spec
         };
         let json = json_file(&spec).map_err(VmmError::Handover)?;
@@ -266,6 +267,8 @@ mod tests {
             report_fd: None,
             host_events: false,
             leash_fd: None,
+            jail: Default::default(),
+            keep_fds: Vec::new(),
             timeline_from_ns: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use bulkhead_tests::{Host, bzimage, finish, processes, signal, start, until, wait};
+use bulkhead_tests::{Host, bzimage, child_named, finish, processes, signal, start, until, wait};
 
 #[test]
 fn sigterm_reaches_the_process() {
@@ -86,17 +86,6 @@ fn a_killed_vmm_is_a_failure_and_leaves_nothing_the_next_call_does_not_clean() {
     until("the VM went with its runtime", || !fs::exists(format!("/proc/{vmm}")).unwrap_or(true));
     finish(host.run(&["--name", "another"], &["true"])).ok();
     assert_eq!(host.leftovers(), Vec::<String>::new());
-}
-
-/// The child of `parent` whose command is `name`.
-fn child_named(parent: u32, name: &str) -> u32 {
-    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    let children = children.expect("the kernel lists children");
-    let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    let comm = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    // The kernel keeps 15 bytes of a command's name.
-    let found = pids.into_iter().find(|pid| comm(*pid).trim() == &name[..name.len().min(15)]);
-    found.unwrap_or_else(|| panic!("{name} is a child of {parent}"))
 }
 
 #[test]

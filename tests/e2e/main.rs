@@ -3,6 +3,7 @@
 mod bad_input;
 mod doctor;
 mod files;
+mod jail;
 mod lifecycle;
 mod overlay;
 mod process;

@@ -226,6 +226,17 @@ pub fn processes() -> Vec<String> {
     .collect()
 }
 
+/// The child of `parent` whose command is `name`.
+pub fn child_named(parent: u32, name: &str) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let children = children.expect("the kernel lists children");
+    let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    let comm = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    // The kernel keeps 15 bytes of a command's name.
+    let found = pids.into_iter().find(|pid| comm(*pid).trim() == &name[..name.len().min(15)]);
+    found.unwrap_or_else(|| panic!("{name} is a child of {parent}"))
+}
+
 /// The SHA-256 of every file below `dir`, as `sha256sum` prints them in the order of their names.
 pub fn checksums(dir: &Path) -> String {
     let script = "find . -type f | LC_ALL=C sort | xargs sha256sum";

@@ -8,6 +8,8 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::jail::JailError;
+
 /// What ended a VM.
 #[derive(Debug)]
 pub enum Ended {
@@ -58,6 +60,9 @@ pub enum Unexpected {
     /// The caller died before it had made the container.
     #[error("whoever started this VM ended before its container was created")]
     Abandoned,
+    /// A vCPU's thread has no system call filter.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// KVM_RUN itself failed.
     #[error("KVM_RUN failed on vCPU {vcpu}: {source}")]
     Run {

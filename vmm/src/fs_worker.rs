@@ -6,16 +6,17 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
-use bulkhead_fs_server::ShareRoot;
+use bulkhead_fs_server::{Options, ShareRoot};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::Signal;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
+use crate::jail::{JailError, Tree, WorkerJail};
+use crate::spawn;
 use crate::spec::Share;
 
 /// The verb of `bulkhead-vmm` that makes it a worker.
@@ -40,20 +41,21 @@ pub enum FsWorkerError {
     /// Started by hand, or by another version.
     #[error("the file-system worker is started by bulkhead-vmm alone; it does not take {0:?}")]
     Argument(OsString),
+    /// The jail cannot be built.
+    #[error("the file-system worker has no jail: {0}")]
+    Jail(#[from] JailError),
     /// The server stopped.
     #[error("the file-system worker stopped: {0}")]
     Serve(#[from] bulkhead_fs_server::ServeError),
 }
 
 /// A running worker; killed and reaped when dropped.
-pub struct FsWorker(Child);
+pub struct FsWorker(OwnedFd);
 
 impl FsWorker {
-    /// Starts a worker for `shares`; returns it with the VMM's end of its socket.
-    ///
-    /// Must be called while the process has one thread: for a moment there are descriptors that any
-    /// other child would inherit.
-    pub fn spawn(shares: &[Share]) -> Result<(Self, OwnedFd), FsWorkerError> {
+    /// Starts a worker for `shares` that is to build `jail`; returns it with the VMM's end of its
+    /// socket.
+    pub fn spawn(shares: &[Share], jail: WorkerJail) -> Result<(Self, OwnedFd), FsWorkerError> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -61,34 +63,35 @@ impl FsWorker {
             None,
         )
         .map_err(|error| FsWorkerError::Spawn(error.into()))?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg(VERB).arg(theirs.as_raw_fd().to_string());
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+        let mut arguments = vec![VERB.to_owned(), theirs.as_raw_fd().to_string(), jail.to_string()];
         let mut inherited = vec![theirs];
         for share in shares {
             let mode = if share.readonly { "ro" } else { "rw" };
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let root = rustix::fs::open(&share.source, flags, Mode::empty()).map_err(|error| {
+            let root = open_share(share, jail).map_err(|source| {
                 let (name, path) = (share.name.clone(), share.source.clone());
-                FsWorkerError::Share { name, path, source: error.into() }
+                FsWorkerError::Share { name, path, source }
             })?;
-            command.arg(format!("{mode}:{}:{}", root.as_raw_fd(), share.name));
+            arguments.push(format!("{mode}:{}:{}", root.as_raw_fd(), share.name));
             inherited.push(root);
         }
-        for fd in &inherited {
-            rustix::io::fcntl_setfd(fd, FdFlags::empty())
-                .map_err(|error| FsWorkerError::Spawn(error.into()))?;
-        }
-        let child = command.spawn().map_err(FsWorkerError::Spawn)?;
-        Ok((Self(child), ours))
+        let worker = spawn::again(&arguments, &inherited, jail.is_on());
+        Ok((Self(worker.map_err(FsWorkerError::Spawn)?), ours))
     }
+}
+
+/// The share as the worker gets it: in a jail a mount of its own, whose ".." leads nowhere.
+fn open_share(share: &Share, jail: WorkerJail) -> io::Result<OwnedFd> {
+    if jail.is_on() {
+        return Ok(Tree::cut_out(&share.source, share.readonly)?.into_fd());
+    }
+    Ok(rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 impl Drop for FsWorker {
     fn drop(&mut self) {
         // Whoever waits for the VMM may want to unmount what the worker has open.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+        let _ = waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED);
     }
 }
 
@@ -102,10 +105,18 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
     let mut arguments = arguments;
     let socket = arguments.next().unwrap_or_default();
     let socket = inherited(&socket).ok_or(FsWorkerError::Argument(socket))?;
+    let jail = arguments.next().unwrap_or_default();
+    let jail: WorkerJail = jail
+        .to_str()
+        .and_then(|word| word.parse().ok())
+        .ok_or_else(|| FsWorkerError::Argument(jail.clone()))?;
     let shares = arguments
         .map(|argument| share_root(&argument).ok_or(FsWorkerError::Argument(argument)))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(bulkhead_fs_server::serve(socket, shares, Default::default())?)
+    // The jail takes away what this needs.
+    bulkhead_fs_server::limits::raise_open_files();
+    let options = Options { proc_self_fd: jail.enter()?, ..Default::default() };
+    Ok(bulkhead_fs_server::serve(socket, shares, options)?)
 }
 
 fn share_root(argument: &OsString) -> Option<ShareRoot> {

@@ -5,7 +5,8 @@
 //! table. The guest may have written anything there, so every number is checked and every line
 //! made printable.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::Read;
 
 use bulkhead_devices::GuestMemory;
 use elf::ElfBytes;
@@ -36,13 +37,15 @@ const STATE_FINALIZED: u64 = 2;
 const BLOCK_HEAD_LEN: u64 = 8;
 
 /// The last lines of the guest kernel's log, oldest first; empty if they cannot be found.
-pub fn last_lines(memory: &GuestMemory, kernel: &Path) -> Vec<String> {
+/// `kernel` is the file the guest was booted from.
+pub fn last_lines(memory: &GuestMemory, kernel: File) -> Vec<String> {
     let ring = symbol(kernel, "prb").and_then(|prb| Ring::read(memory, prb));
     ring.map(|ring| ring.lines()).unwrap_or_default()
 }
 
-fn symbol(kernel: &Path, name: &str) -> Option<u64> {
-    let file = std::fs::read(kernel).ok()?;
+fn symbol(mut kernel: File, name: &str) -> Option<u64> {
+    let mut file = Vec::new();
+    kernel.read_to_end(&mut file).ok()?;
     let elf = ElfBytes::<LittleEndian>::minimal_parse(&file).ok()?;
     let (symbols, names) = elf.symbol_table().ok()??;
     let found = symbols

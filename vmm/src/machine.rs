@@ -26,6 +26,7 @@ use crate::control::Control;
 use crate::ending::Ending;
 use crate::fs_worker::{FsWorker, FsWorkerError};
 use crate::host_events::HostEvents;
+use crate::jail::{Jail, JailError};
 use crate::layout;
 use crate::leash::Leash;
 use crate::memory::{self, MemoryError};
@@ -43,6 +44,8 @@ pub enum MachineError {
     Spec(#[from] SpecError),
     #[error(transparent)]
     FsWorker(#[from] FsWorkerError),
+    #[error(transparent)]
+    Jail(#[from] JailError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]
@@ -77,15 +80,16 @@ pub struct Machine {
     pub(crate) timeline: Timeline,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) memory_mib: u32,
+    pub(crate) jail: Jail,
     _fs_worker: FsWorker,
 }
 
 impl Machine {
-    /// Builds the VM of `spec`. Call it while the process has one thread.
-    pub fn build(spec: &VmSpec, timeline: &Timeline) -> Result<Self, MachineError> {
+    /// Builds the VM of `spec` and enters `jail`. Call it while the process has one thread.
+    pub fn build(spec: &VmSpec, mut jail: Jail, timeline: &Timeline) -> Result<Self, MachineError> {
         spec.check()?;
         // First, so that the worker starts while the VM is being built.
-        let (fs_worker, fs_socket) = FsWorker::spawn(&spec.shares)?;
+        let (fs_worker, fs_socket) = FsWorker::spawn(&spec.shares, jail.worker())?;
         let memory = memory::create(spec.memory_mib)?;
         let vm = Vm::new(memory.clone())?;
         timeline.mark("vm_created");
@@ -98,7 +102,8 @@ impl Machine {
         let ready_by_port = ready.try_clone().map_err(device_error("vsock"))?;
         let (host_events, guest_end) =
             HostEvents::of(spec).map_err(device_error("host events"))?.unzip();
-        let vsock = vsock(spec, ready, guest_end, &ending, timeline)?;
+        let path = jail.socket(&spec.vsock);
+        let vsock = vsock(spec, path, ready, guest_end, &ending, timeline)?;
         wiring.add(Box::new(FsDevice::new(FS_TAG, fs_socket)))?;
         wiring.add(Box::new(vsock))?;
         wiring.add(Box::new(Rng::new()))?;
@@ -128,6 +133,8 @@ impl Machine {
         }
         let control = spec.control_fd.map(|fd| control(fd, &mut events)).transpose()?;
         let gate = Gate::new().map_err(MachineError::Gate)?;
+        jail.enter(spec)?;
+        timeline.mark("jailed");
         Ok(Self {
             vm,
             vcpus,
@@ -137,6 +144,7 @@ impl Machine {
             timeline: timeline.clone(),
             memory,
             memory_mib: spec.memory_mib,
+            jail,
             _fs_worker: fs_worker,
         })
     }
@@ -203,6 +211,7 @@ fn boot_mark(ready: EventFd, timeline: Timeline) -> BootMarkPort {
 
 fn vsock(
     spec: &VmSpec,
+    path: PathBuf,
     ready: EventFd,
     host_events: Option<OwnedFd>,
     ending: &Ending,
@@ -234,7 +243,7 @@ fn vsock(
     let config = VsockConfig {
         guest_cid: spec.cid,
         listener,
-        path: spec.vsock.clone(),
+        path,
         ready,
         host_ports,
         on_first_output: Some(Box::new(move || timeline.mark("first_output"))),

@@ -16,8 +16,9 @@ use std::process::ExitCode;
 
 use bulkhead_vmm::ending::Ended;
 use bulkhead_vmm::fs_worker;
+use bulkhead_vmm::jail::Jail;
 use bulkhead_vmm::kernel_log;
-use bulkhead_vmm::machine::Machine;
+use bulkhead_vmm::machine::{Machine, MachineError};
 use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
 use bulkhead_vmm::timeline::Timeline;
 
@@ -71,14 +72,20 @@ fn spec(option: OsString, value: Option<OsString>) -> Result<VmSpec, String> {
 fn run(spec: &VmSpec) -> ExitCode {
     let timeline = Timeline::new(spec.timeline_from_ns);
     timeline.mark("vmm_main");
-    let ended = Machine::build(spec, &timeline).and_then(Machine::run);
+    let jail = Jail::begin(spec);
+    // Opened now, for there are no files in the jail.
+    let kernel = File::open(&spec.kernel);
+    let ended = jail
+        .map_err(MachineError::from)
+        .and_then(|jail| Machine::build(spec, jail, &timeline))
+        .and_then(Machine::run);
     let outcome = match ended {
         Ok((Ended::Reported(exit), _)) => {
             Outcome::Exited { code: exit.code, oom_killed: exit.oom_killed }
         }
         Ok((Ended::Unexpected(end), memory)) => Outcome::Failed {
             message: end.to_string(),
-            kernel_log: kernel_log::last_lines(&memory, &spec.kernel),
+            kernel_log: kernel.map_or(Vec::new(), |file| kernel_log::last_lines(&memory, file)),
         },
         Err(error) => Outcome::Failed { message: error.to_string(), kernel_log: Vec::new() },
     };

@@ -17,7 +17,8 @@ use std::time::Instant;
 use bulkhead_devices::GuestMemory;
 
 use crate::control::{Request, Response, Stats};
-use crate::ending::Ended;
+use crate::ending::{Ended, Unexpected};
+use crate::jail::Policy;
 use crate::machine::{Machine, MachineError};
 use crate::vcpu;
 
@@ -39,14 +40,22 @@ impl Machine {
     }
 
     fn start_vcpus(&self) -> Result<(), MachineError> {
+        let threshold = Arc::new(self.jail.threshold(self.vcpus.len() + 1));
         for vcpu in &self.vcpus {
             let (id, exits, running) = (vcpu.id, self.exits.clone(), vcpu.clone());
+            let threshold = threshold.clone();
+            let behind_its_filter = move || match threshold.pass(Policy::Vcpu) {
+                Ok(true) => vcpu::run(&running, &exits),
+                Ok(false) => {}
+                Err(error) => exits.ending.unexpected(Unexpected::Jail(error)),
+            };
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
-                .spawn(move || vcpu::run(&running, &exits))
+                .spawn(behind_its_filter)
                 .map_err(|source| MachineError::Thread { id, source })?;
             self.exits.gate.add(thread, vcpu.clone());
         }
+        threshold.pass(Policy::EventLoop)?;
         Ok(())
     }
 

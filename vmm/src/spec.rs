@@ -58,6 +58,12 @@ pub struct VmSpec {
     /// the VM. Without it nobody holds the VMM on a leash.
     #[serde(default)]
     pub leash_fd: Option<i32>,
+    /// What the VMM and its file worker give up before the guest runs.
+    #[serde(default)]
+    pub jail: Confinement,
+    /// Inherited descriptors of which only being open matters: the lock of the VM's directory.
+    #[serde(default)]
+    pub keep_fds: Vec<i32>,
     /// CLOCK_MONOTONIC in ns at which the timeline begins; collects a timeline if set.
     #[serde(default)]
     pub timeline_from_ns: Option<u64>,
@@ -102,6 +108,17 @@ pub struct NetSpec {
 pub const NETS_MAX: usize = 8;
 /// The least MTU that IPv4 allows (RFC 791); with IPv6 it is 1280.
 pub const MTU_MIN: u16 = 68;
+/// What a VMM gives up before its guest runs; see [`crate::jail`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Confinement {
+    /// All it does not need; if that fails, the guest does not run.
+    #[default]
+    Strict,
+    /// Nothing: to find out what is wrong with a jail, never for strangers' code.
+    Off,
+}
+
 /// The most vCPUs a VM may have: what the guest kernel is built for (NR_CPUS).
 pub const VCPUS_MAX: u8 = 32;
 /// The least memory, MiB, in which the guest kernel boots.
@@ -184,6 +201,13 @@ pub enum SpecError {
 }
 
 impl VmSpec {
+    /// The inherited descriptors it names. Strict VMMs close all others above stderr first of all.
+    pub fn inherited_fds(&self) -> impl Iterator<Item = i32> {
+        let own = [self.vsock_fd, self.control_fd, self.report_fd, self.leash_fd].into_iter();
+        let taps = self.nets.iter().map(|net| net.tap_fd);
+        own.chain(taps).flatten().chain(self.keep_fds.iter().copied())
+    }
+
     /// Checks what the type cannot say.
     pub fn check(&self) -> Result<(), SpecError> {
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {

@@ -8,7 +8,7 @@ mod volume;
 
 use std::path::PathBuf;
 
-use bulkhead_vmm::spec::VCPUS_MAX;
+use bulkhead_vmm::spec::{Confinement, VCPUS_MAX};
 
 use crate::args::RunArgs;
 pub use ulimit::Ulimit;
@@ -66,6 +66,7 @@ pub struct Request {
     pub interactive: bool,
     pub console: bool,
     pub timeline: bool,
+    pub jail: Confinement,
 }
 
 impl TryFrom<&RunArgs> for Request {
@@ -95,6 +96,7 @@ impl TryFrom<&RunArgs> for Request {
             interactive: args.interactive,
             console: args.console,
             timeline: args.timeline,
+            jail: if args.jail == "off" { Confinement::Off } else { Confinement::Strict },
         })
     }
 }

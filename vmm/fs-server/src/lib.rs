@@ -27,7 +27,8 @@
 //! changed on the host is seen by the next open.
 //!
 //! Not offered: POSIX ACLs (`system.posix_acl_*` is EOPNOTSUPP), security contexts, DAX, ioctl.
-//! Device nodes are made if the host lets this process (CAP_MKNOD); the server itself never opens
+//! Device nodes are made if the host lets this process (CAP_MKNOD, which bulkhead's jail takes away);
+//! the server itself never opens
 //! one.
 //!
 //! `st_ino` is the host's for files on the first share's file system; for any other file system

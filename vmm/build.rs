@@ -1,0 +1,228 @@
+//! Compiles the system call policies of resources/seccomp to BPF, as Rust arrays.
+//!
+//! The files are in seccompiler's JSON format, but its programs ask for one system call after the
+//! other, and the kernel, when it installs a program, runs it once for every system call there is:
+//! 2.3 ms of a start on the lab's exact clock. Programs from here search by halves: 0.3 ms. A test
+//! (src/jail/seccomp.rs) has seccompiler compile the same files, and compares verdicts.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+// linux/bpf_common.h, linux/seccomp.h, linux/audit.h
+const LOAD: u16 = 0x20;
+const AND: u16 = 0x54;
+const JUMP: u16 = 0x05;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_AT_LEAST: u16 = 0x35;
+const RETURN: u16 = 0x06;
+const ALLOW: u32 = 0x7fff_0000;
+const KILL_PROCESS: u32 = 0x8000_0000;
+/// ENOSYS: glibc goes on with clone(2), whose flags a filter can see; those of clone3 are in memory.
+const NO_SUCH_CALL: u32 = 0x0005_0000 | 38;
+const ARCH_X86_64: u32 = 0xc000_003e;
+/// `offsetof(struct seccomp_data, ...)`.
+const NUMBER: u32 = 0;
+const ARCH: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+#[derive(Clone, Copy)]
+struct Instruction {
+    code: u16,
+    jt: u8,
+    jf: u8,
+    k: u32,
+}
+
+/// One comparison of an argument's low word.
+#[derive(Clone, PartialEq)]
+struct Condition {
+    index: u32,
+    mask: u32,
+    value: u32,
+}
+
+/// What becomes of a system call: allowed if all conditions of any rule hold.
+#[derive(Clone, PartialEq)]
+enum Verdict {
+    Return(u32),
+    Rules(Vec<Vec<Condition>>),
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let policies = Path::new("../resources/seccomp");
+    println!("cargo::rerun-if-changed={}", policies.display());
+    let mut source = String::new();
+    let mut files: Vec<_> = fs::read_dir(policies)?.collect::<Result<_, _>>()?;
+    files.sort_by_key(fs::DirEntry::path);
+    for path in files.iter().map(fs::DirEntry::path) {
+        let policies: BTreeMap<String, Value> = serde_json::from_slice(&fs::read(&path)?)?;
+        for (name, policy) in policies {
+            let rules = verdicts(&policy)
+                .map_err(|error| format!("{}: {name}: {error}", path.display()))?;
+            write_array(&mut source, &name, &program(&rules))?;
+        }
+    }
+    fs::write(Path::new(&std::env::var("OUT_DIR")?).join("seccomp.rs"), source)?;
+    Ok(())
+}
+
+fn write_array(source: &mut String, name: &str, program: &[Instruction]) -> std::fmt::Result {
+    writeln!(source, "pub const {}: &[sock_filter] = &[", name.to_uppercase())?;
+    for Instruction { code, jt, jf, k } in program {
+        writeln!(source, "sock_filter {{ code: {code}, jt: {jt}, jf: {jf}, k: {k} }},")?;
+    }
+    writeln!(source, "];")
+}
+
+/// The verdict on each system call that a policy names.
+fn verdicts(policy: &Value) -> Result<BTreeMap<u32, Verdict>, String> {
+    if policy["mismatch_action"] != "kill_process" || policy["match_action"] != "allow" {
+        return Err("policies allow what they name and kill the process otherwise".into());
+    }
+    let mut verdicts = BTreeMap::new();
+    verdicts.insert(number("clone3")?, Verdict::Return(NO_SUCH_CALL));
+    for rule in policy["filter"].as_array().ok_or("there is no filter")? {
+        let name = rule["syscall"].as_str().ok_or("a rule without a system call")?;
+        let conditions: Vec<Condition> = match &rule["args"] {
+            Value::Null => Vec::new(),
+            args => {
+                args.as_array().into_iter().flatten().map(condition).collect::<Result<_, _>>()?
+            }
+        };
+        let entry = verdicts.entry(number(name)?).or_insert(Verdict::Rules(Vec::new()));
+        match entry {
+            Verdict::Return(_) => return Err(format!("{name} is decided twice")),
+            _ if conditions.is_empty() => *entry = Verdict::Return(ALLOW),
+            Verdict::Rules(rules) => rules.push(conditions),
+        }
+    }
+    Ok(verdicts)
+}
+
+fn condition(argument: &Value) -> Result<Condition, String> {
+    let word = |value: &Value| value.as_u64().and_then(|value| u32::try_from(value).ok());
+    let mask = match &argument["op"] {
+        Value::String(op) if op == "eq" => Some(u32::MAX),
+        op => word(&op["masked_eq"]),
+    };
+    let (index, value) = (word(&argument["index"]), word(&argument["val"]));
+    match (index, mask, value, argument["type"] == "dword") {
+        (Some(index @ 0..=5), Some(mask), Some(value), true) => {
+            Ok(Condition { index, mask, value })
+        }
+        _ => Err(format!("cannot compile the condition {argument}")),
+    }
+}
+
+fn program(verdicts: &BTreeMap<u32, Verdict>) -> Vec<Instruction> {
+    let mut ranges: Vec<(u32, Verdict)> = vec![(0, Verdict::Return(KILL_PROCESS))];
+    for (number, verdict) in verdicts {
+        push(&mut ranges, *number, verdict.clone());
+        push(&mut ranges, number + 1, Verdict::Return(KILL_PROCESS));
+    }
+    let mut program = vec![
+        plain(LOAD, ARCH),
+        jump(JUMP_IF_EQUAL, ARCH_X86_64, 1, 0),
+        plain(RETURN, KILL_PROCESS),
+        plain(LOAD, NUMBER),
+    ];
+    program.extend(search(&ranges));
+    program
+}
+
+/// Begins a range of numbers at `first`, unless it goes on as the one before.
+fn push(ranges: &mut Vec<(u32, Verdict)>, first: u32, verdict: Verdict) {
+    if ranges.last().is_some_and(|(start, _)| *start == first) {
+        ranges.pop();
+    }
+    if ranges.last().is_none_or(|(_, last)| *last != verdict) {
+        ranges.push((first, verdict));
+    }
+}
+
+fn search(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
+    if let [(_, verdict)] = ranges {
+        return decide(verdict);
+    }
+    let (low, high) = ranges.split_at(ranges.len() / 2);
+    let (left, middle) = (search(low), high[0].0);
+    let mut code = match u8::try_from(left.len()) {
+        Ok(len) => vec![jump(JUMP_IF_AT_LEAST, middle, len, 0)],
+        Err(_) => vec![jump(JUMP_IF_AT_LEAST, middle, 0, 1), plain(JUMP, left.len() as u32)],
+    };
+    code.extend(left);
+    code.extend(search(high));
+    code
+}
+
+fn decide(verdict: &Verdict) -> Vec<Instruction> {
+    let rules = match verdict {
+        Verdict::Return(action) => return vec![plain(RETURN, *action)],
+        Verdict::Rules(rules) => rules,
+    };
+    let mut code = Vec::new();
+    for rule in rules {
+        let mut parts: Vec<Vec<Instruction>> = rule.iter().map(compare).collect();
+        parts.push(vec![plain(RETURN, ALLOW)]);
+        let len: usize = parts.iter().map(Vec::len).sum();
+        let mut done = 0;
+        for mut part in parts {
+            done += part.len();
+            if let Some(last) = part.last_mut().filter(|last| last.code == JUMP_IF_EQUAL) {
+                last.jf = (len - done) as u8; // to the next rule
+            }
+            code.extend(part);
+        }
+    }
+    code.push(plain(RETURN, KILL_PROCESS));
+    code
+}
+
+fn compare(condition: &Condition) -> Vec<Instruction> {
+    let mut code = vec![plain(LOAD, ARGUMENTS + 8 * condition.index)];
+    if condition.mask != u32::MAX {
+        code.push(plain(AND, condition.mask));
+    }
+    code.push(jump(JUMP_IF_EQUAL, condition.value, 0, 0));
+    code
+}
+
+fn plain(code: u16, k: u32) -> Instruction {
+    Instruction { code, jt: 0, jf: 0, k }
+}
+
+fn jump(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
+    Instruction { code, jt, jf, k }
+}
+
+/// A system call's number on x86-64.
+fn number(name: &str) -> Result<u32, String> {
+    macro_rules! table {
+        ($($constant:ident)*) => { [$((stringify!($constant), libc::$constant)),*] };
+    }
+    let table = table!(
+        SYS_accept4 SYS_brk SYS_capget SYS_capset SYS_clock_gettime SYS_clock_nanosleep SYS_clone
+        SYS_clone3 SYS_close SYS_connect SYS_copy_file_range SYS_epoll_ctl SYS_epoll_pwait
+        SYS_epoll_wait SYS_eventfd2 SYS_exit SYS_exit_group SYS_fallocate SYS_fchdir SYS_fchmodat
+        SYS_fchmodat2 SYS_fchownat SYS_fcntl SYS_fdatasync SYS_fstat SYS_fstatfs SYS_fsync
+        SYS_ftruncate SYS_futex SYS_getdents64 SYS_getegid SYS_geteuid SYS_getpid SYS_getrandom
+        SYS_getrlimit SYS_gettid SYS_getxattr SYS_ioctl SYS_linkat SYS_listxattr SYS_lseek
+        SYS_madvise SYS_mkdirat SYS_mknodat SYS_mmap SYS_mprotect SYS_mremap SYS_munmap
+        SYS_newfstatat SYS_openat SYS_pidfd_send_signal SYS_poll SYS_ppoll SYS_prctl SYS_pread64
+        SYS_prlimit64 SYS_pwrite64 SYS_read SYS_readlinkat SYS_readv SYS_recvfrom SYS_recvmsg
+        SYS_removexattr SYS_renameat SYS_renameat2 SYS_restart_syscall SYS_rseq SYS_rt_sigaction
+        SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_yield SYS_sendmsg
+        SYS_sendto SYS_set_robust_list SYS_setfsgid SYS_setfsuid SYS_setgroups SYS_setrlimit
+        SYS_setxattr SYS_shutdown SYS_sigaltstack SYS_socket SYS_statx SYS_symlinkat SYS_syncfs
+        SYS_tgkill SYS_timerfd_create SYS_timerfd_settime SYS_umask SYS_unlinkat SYS_unshare
+        SYS_utimensat SYS_waitid SYS_write SYS_writev
+    );
+    let found = table.iter().find(|(known, _)| known.strip_prefix("SYS_") == Some(name));
+    let number = found.and_then(|(_, number)| u32::try_from(*number).ok());
+    number.ok_or_else(|| format!("{name} is not in the table of vmm/build.rs: add it there"))
+}

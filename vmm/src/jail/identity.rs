@@ -1,0 +1,76 @@
+//! Who a jailed process is, and what it may still do.
+
+use std::io;
+
+use rustix::fs::{Gid, Uid};
+use rustix::process::{
+    DumpableBehavior, getppid, parent_process_death_signal, set_dumpable_behavior,
+    set_parent_process_death_signal,
+};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+
+use super::{Builder, JailError};
+
+/// What it takes to build a jail without a user namespace.
+const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::CHOWN);
+
+/// Whether this process can build a jail without a user namespace.
+pub fn is_privileged() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(NEEDED))
+}
+
+/// Becomes user and group `user`, without any capability and any way to get one back.
+pub fn become_nobody(user: u32, builder: Builder) -> Result<(), JailError> {
+    let parent = getppid();
+    let death = parent_process_death_signal().map_err(JailError::at("PR_GET_PDEATHSIG"))?;
+    if let Builder::Root { .. } = builder {
+        drop_bounding_set(CapabilitySet::empty())?;
+        set_thread_groups(&[]).map_err(JailError::at("dropping groups"))?;
+        let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+        set_thread_res_gid(gid, gid, gid).map_err(JailError::at("changing the group"))?;
+        set_thread_res_uid(uid, uid, uid).map_err(JailError::at("changing the user"))?;
+    }
+    keep_capabilities(CapabilitySet::empty())?;
+    // A change of user takes the signal away that ends this process with its parent. Had the parent
+    // died meanwhile, nobody would be told any more.
+    set_parent_process_death_signal(death).map_err(JailError::at("PR_SET_PDEATHSIG"))?;
+    if death.is_some() && getppid() != parent {
+        let gone = io::Error::from(io::ErrorKind::NotFound);
+        return Err(JailError { action: "waiting for the parent", source: gone });
+    }
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(JailError::at("PR_SET_DUMPABLE"))
+}
+
+/// Keeps `kept` alone, for good.
+pub fn keep_capabilities(kept: CapabilitySet) -> Result<(), JailError> {
+    clear_ambient_capability_set().map_err(JailError::at("dropping ambient capabilities"))?;
+    let inheritable = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
+    set_capabilities(None, sets).map_err(JailError::at("dropping capabilities"))?;
+    set_no_new_privs(true).map_err(JailError::at("PR_SET_NO_NEW_PRIVS"))
+}
+
+/// Drops what is not in `kept` from the set that bounds what can ever be had.
+pub fn drop_bounding_set(kept: CapabilitySet) -> Result<(), JailError> {
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if kept.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // Past the last one that this kernel knows.
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(error) => return Err(JailError::at("dropping bounding capabilities")(error)),
+        }
+    }
+    Ok(())
+}

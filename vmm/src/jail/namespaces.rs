@@ -1,0 +1,44 @@
+//! Namespaces: a user namespace for those who are not root, then all the others at once.
+
+use std::fs;
+
+use rustix::process::{getgid, getuid};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::{Builder, JailError};
+
+/// What is left behind besides users and mounts.
+const OTHERS: UnshareFlags =
+    UnshareFlags::NEWNET.union(UnshareFlags::NEWIPC).union(UnshareFlags::NEWUTS);
+
+/// Enters a user namespace that knows this user and group alone, with all capabilities there, and
+/// a mount namespace of its own.
+pub fn become_user_namespace_root() -> Result<(), JailError> {
+    let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
+    unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(JailError::at(
+        "a user namespace (root needs none; see `bulkhead doctor --security`)",
+    ))?;
+    let write = |file: &str, text: String| {
+        fs::write(format!("/proc/self/{file}"), text)
+            .map_err(JailError::at("mapping this user into its user namespace"))
+    };
+    // Who could drop groups could pass a file that denies access to one.
+    write("setgroups", "deny".to_owned())?;
+    write("uid_map", format!("{uid} {uid} 1"))?;
+    write("gid_map", format!("{gid} {gid} 1"))
+}
+
+/// Leaves the host's network, IPC and host name, and its mounts if that has not happened yet.
+pub fn leave(builder: Builder) -> Result<(), JailError> {
+    let mounts = match builder {
+        Builder::Root { .. } => UnshareFlags::NEWNS,
+        Builder::User => UnshareFlags::empty(),
+    };
+    unshare(OTHERS | mounts).map_err(JailError::at("making namespaces"))
+}
+
+fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
+    // SAFETY: none of the flags makes this thread's descriptors its own, which is what could make
+    // one thread's descriptor another's.
+    unsafe { unshare_unsafe(flags) }
+}
