@@ -12,6 +12,7 @@ use crate::guest::Guest;
 use crate::mounts::{self, Sources};
 use crate::process::{self, Course, Launch, ProcessError, step};
 use crate::stdio::{self, Ends, Stream};
+use crate::user_namespace::{Entrance, UserNamespace};
 
 /// The container, once its process was spawned.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Container {
     pub terminal: Option<OwnedFd>,
     /// The container's devpts, in which all its terminals live.
     devpts: OwnedFd,
+    users: Option<UserNamespace>,
 }
 
 /// A process of Exec.
@@ -62,11 +64,15 @@ impl Container {
                 | libc::CLONE_NEWIPC,
             cgroup: guest.cgroup.as_ref().map(|cgroup| cgroup.as_fd()),
         };
+        let users = UserNamespace::of(spec);
+        let ids = users.as_ref().map(Entrance::New);
+        // Who shares its memory cannot leave its user namespace.
+        let course = if course == Course::Fast && ids.is_some() { Course::AtOnce } else { course };
         let launch = process::spawn(place, course, |report| match enter(spec, sources) {
-            Ok(()) => process::become_process(process, &theirs, null, report),
+            Ok(()) => process::become_process(process, ids, &theirs, null, report),
             Err(error) => error,
         })?;
-        Ok((Self { launch, started: false, terminal, devpts }, ours))
+        Ok((Self { launch, started: false, terminal, devpts, users }, ours))
     }
 
     /// Spawns a further process in the container's namespaces.
@@ -82,8 +88,9 @@ impl Container {
         let spawn = |cgroup: Option<BorrowedFd<'_>>| {
             let place = Place { namespaces: 0, cgroup };
             self.in_pid_namespace(|container| {
+                let ids = self.users.as_ref().map(|users| Entrance::Of(users, container));
                 process::spawn(place, Course::AtOnce, |report| match join_namespaces(container) {
-                    Ok(()) => process::become_process(process, &theirs, null, report),
+                    Ok(()) => process::become_process(process, ids, &theirs, null, report),
                     Err(error) => error,
                 })
             })

@@ -28,6 +28,7 @@ mod service;
 mod stats;
 mod stdio;
 mod user;
+mod user_namespace;
 mod vsock;
 
 use std::ffi::{CStr, OsStr, c_int};

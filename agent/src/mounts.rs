@@ -207,19 +207,21 @@ pub fn enter(spec: &ContainerSpec, sources: Sources<'_>) -> Result<(), MountErro
     restrict(spec)
 }
 
+/// The root of a proc file system that is attached nowhere, of the calling process's PID namespace.
+pub fn detached_proc() -> rustix::io::Result<OwnedFd> {
+    let fs = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(fs.as_fd())?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    rustix::mount::fsmount(fs.as_fd(), flags, MountAttrFlags::empty())
+}
+
 /// Sets kernel parameters by way of a proc that is attached nowhere: the container's may be
 /// missing, or be something else.
 fn set_sysctls(spec: &ContainerSpec) -> Result<(), MountError> {
     if spec.sysctls.is_empty() {
         return Ok(());
     }
-    let proc = || {
-        let fs = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_create(fs.as_fd())?;
-        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-        let proc = rustix::mount::fsmount(fs.as_fd(), flags, MountAttrFlags::empty())?;
-        rustix::process::fchdir(&proc).map(|()| proc)
-    };
+    let proc = || detached_proc().and_then(|proc| rustix::process::fchdir(&proc).map(|()| proc));
     let failed = |source| MountError::Mount {
         fstype: "proc".to_owned(),
         destination: "(nowhere)".to_owned(),

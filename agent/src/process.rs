@@ -22,6 +22,7 @@ use crate::mounts::{self, MountError};
 use crate::program::{self, ExecError};
 use crate::stdio::{Ends, Stream};
 use crate::user::{Identity, UserError};
+use crate::user_namespace::Entrance;
 use crate::{scheduling, seccomp};
 
 /// Why a process was not executed.
@@ -221,11 +222,12 @@ impl Report {
 /// place; returns only if that fails.
 pub fn become_process(
     process: &Process,
+    ids: Option<Entrance<'_>>,
     ends: &Ends,
     null: BorrowedFd<'_>,
     report: &Report,
 ) -> ProcessError {
-    match prepare(process, ends, null, report) {
+    match prepare(process, ids, ends, null, report) {
         Ok(program) => program.exec().into(),
         Err(error) => error,
     }
@@ -233,6 +235,7 @@ pub fn become_process(
 
 fn prepare(
     process: &Process,
+    ids: Option<Entrance<'_>>,
     ends: &Ends,
     null: BorrowedFd<'_>,
     report: &Report,
@@ -241,7 +244,12 @@ fn prepare(
     let has_home = process.env.iter().any(|var| var.starts_with("HOME="));
     let user = Identity::resolve(process, !has_home)?;
     set_limits(process)?;
-    join_streams(ends, null, &user).map_err(step("join the standard streams"))?;
+    let owner = (user.uid, user.gid);
+    let owner = ids.map_or(owner, |ids| ids.outside(owner.0, owner.1));
+    join_streams(ends, null, owner).map_err(step("join the standard streams"))?;
+    if let Some(ids) = ids {
+        ids.enter().map_err(step("enter the user namespace"))?;
+    }
     enter_directory(&process.cwd)?;
     become_user(process, &user, caps.as_ref())?;
     if process.no_new_privileges {
@@ -304,16 +312,17 @@ fn resource(name: &str) -> Option<Resource> {
 }
 
 /// Makes a session, and `ends` the standard streams of the process, /dev/null what is missing.
-fn join_streams(ends: &Ends, null: BorrowedFd<'_>, user: &Identity) -> rustix::io::Result<()> {
+/// They become `owner`'s.
+fn join_streams(ends: &Ends, null: BorrowedFd<'_>, owner: (u32, u32)) -> rustix::io::Result<()> {
     rustix::process::setsid()?;
     let end = |stream| ends.iter().find(|(s, _)| *s == stream).map(|(_, fd)| fd.as_fd());
     let terminal = end(Stream::Terminal);
     if let Some(terminal) = terminal {
         rustix::process::ioctl_tiocsctty(terminal)?;
     }
-    if user.uid != 0 {
+    if owner.0 != 0 {
         for (_, fd) in ends {
-            give_to(fd.as_fd(), user)?;
+            give_to(fd.as_fd(), owner)?;
         }
     }
     let end = |stream| end(stream).or(terminal).unwrap_or(null);
@@ -324,10 +333,10 @@ fn join_streams(ends: &Ends, null: BorrowedFd<'_>, user: &Identity) -> rustix::i
 
 /// A process may open its streams anew by /dev/stdout only if they are its own. A terminal's group
 /// stays "tty".
-fn give_to(fd: BorrowedFd<'_>, user: &Identity) -> rustix::io::Result<()> {
+fn give_to(fd: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> rustix::io::Result<()> {
     let terminal = FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode).is_char_device();
-    let group = (!terminal).then(|| Gid::from_raw(user.gid));
-    rustix::fs::fchown(fd, Some(Uid::from_raw(user.uid)), group)
+    let group = (!terminal).then(|| Gid::from_raw(gid));
+    rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), group)
 }
 
 /// As runc does: a working directory that is missing is made.

@@ -32,12 +32,14 @@ pub fn vm(
         name: ROOT_SHARE.to_owned(),
         source: facts.rootfs.clone(),
         readonly: request.read_only,
+        flat: false,
     };
     let volumes = request.volumes.iter().zip(&facts.volumes).enumerate();
     let volumes = volumes.map(|(index, (volume, source))| Share {
         name: volume_share(index),
         source: source.clone(),
         readonly: volume.read_only,
+        flat: false,
     });
     VmSpec {
         name: name.to_owned(),

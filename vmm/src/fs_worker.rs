@@ -79,10 +79,11 @@ impl FsWorker {
     }
 }
 
-/// The share as the worker gets it: in a jail a mount of its own, whose ".." leads nowhere.
+/// The share as the worker gets it: in a jail a mount of its own, whose ".." leads nowhere. A flat
+/// one takes such a mount to be without what is mounted below it.
 fn open_share(share: &Share, jail: WorkerJail) -> io::Result<OwnedFd> {
-    if jail.is_on() {
-        return Ok(Tree::cut_out(&share.source, share.readonly)?.into_fd());
+    if jail.is_on() || share.flat {
+        return Ok(Tree::cut_out(&share.source, share.readonly, share.flat)?.into_fd());
     }
     Ok(rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }

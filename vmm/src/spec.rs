@@ -70,7 +70,7 @@ pub struct VmSpec {
 }
 
 /// A host directory or single file that the guest may see.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Share {
     /// Its name in the root directory of the virtio-fs mount: "rootfs", "v0".
@@ -80,6 +80,9 @@ pub struct Share {
     /// Refuses every write on the host's side.
     #[serde(default)]
     pub readonly: bool,
+    /// Leaves out what is mounted below it: its own file system alone.
+    #[serde(default)]
+    pub flat: bool,
 }
 
 /// A network interface.

@@ -1,6 +1,6 @@
 //! Who the process is and what it may do.
 
-use bulkhead_protocol::rpc::agent::{Capabilities, Process, Rlimit, User};
+use bulkhead_protocol::rpc::agent::{Capabilities, IdMapping, Process, Rlimit, User};
 
 use crate::harness::*;
 
@@ -128,4 +128,53 @@ fn limits() {
     process.rlimits = vec![limit("NOFILE", 1, 1)];
     let failure = agent.create(&spec(process)).failure.unwrap();
     assert!(failure.message.starts_with("unknown resource limit \"NOFILE\""), "{failure:?}");
+}
+
+#[test]
+fn a_user_namespace_gives_other_ids() {
+    let agent = Agent::start();
+    let mapping = |kernel_id| IdMapping { kernel_id, size: 65536, ..Default::default() };
+    let script = "id -u; tr -s ' ' </proc/self/uid_map; touch /tmp/mine; stat -c %u /tmp/mine /bin; \
+        touch /bin/x 2>/dev/null || echo no; mount -t tmpfs none /mnt && echo mounted; \
+        cat /proc/self/setgroups; grep CapEff /proc/self/status; echo out >/dev/stdout; sleep 1000";
+    let mut process = shell(script);
+    process.stderr = false;
+    let mut spec = spec(process);
+    spec.uid_mappings = vec![mapping(100_000)];
+    spec.gid_mappings = vec![mapping(200_000)];
+    std::fs::create_dir(agent.root("mnt")).unwrap();
+    std::os::unix::fs::chown(agent.root("tmp"), Some(100_000), Some(200_000)).unwrap();
+    let host = agent.host();
+    let response = agent.create(&spec);
+    assert!(response.failure.is_none(), "{response:?}");
+    let said = read_until(&mut host.stdout(), "out\n");
+    let caps = said.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    assert_ne!(u64::from_str_radix(caps, 16).unwrap() & 1 << 21, 0, "CAP_SYS_ADMIN is inside");
+    let said = said.replace(caps, "");
+    let expected = "0\n 0 100000 65536\n0\n65534\nno\nmounted\nallow\nCapEff:\t\nout\n";
+    assert_eq!(said, expected);
+    let owner = std::fs::metadata(agent.root("tmp/mine")).unwrap();
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!((owner.uid(), owner.gid()), (100_000, 200_000));
+
+    let mut process =
+        as_user("id -u; id -G; stat -c %u /proc/1; echo $(grep -c /mnt /proc/mounts)", 9, 9);
+    process.stdout = true;
+    process.stderr = false;
+    let response = agent.exec("one", process);
+    assert!(response.failure.is_none(), "{response:?}");
+    let said = String::from_utf8(read_all(agent.stream(response.stdout_port))).unwrap();
+    assert_eq!(said, "9\n9 7 8\n0\n1\n");
+    assert_eq!(agent.wait("one"), 0);
+}
+
+#[test]
+fn mappings_the_kernel_does_not_take_are_refused() {
+    let agent = Agent::start();
+    let _host = agent.host();
+    let mut spec = spec(shell("true"));
+    let overlap = IdMapping { kernel_id: 1000, size: 10, ..Default::default() };
+    spec.uid_mappings = vec![overlap.clone(), overlap];
+    let failure = agent.create(&spec).failure.unwrap();
+    assert!(failure.message.contains("cannot enter the user namespace"), "{failure:?}");
 }

@@ -14,7 +14,7 @@
 //! | root.path | served over virtio-fs; relative to the bundle and inside of it, or absolute; no symlink |
 //! | root.readonly | by the fs worker on the host, and as a flag of the guest's mount |
 //! | hostname, domainname | in the guest; without a hostname the ID's first 12 characters |
-//! | mounts: bind, rbind | a share of their own; "ro" by the fs worker on the host, for all that is below; other flags and propagation in the guest. Directories, single files; a device, socket or FIFO becomes one of the guest's kernel, so a socket has nobody at its other end |
+//! | mounts: bind, rbind | a share of their own, without or with what is mounted below it when the container starts (later mounts do not show); "ro" by the fs worker on the host, for all that is below; other flags and propagation in the guest. Directories, single files; a device, socket or FIFO becomes one of the guest's kernel, so a socket has nobody at its other end |
 //! | mounts: /dev/shm bound from a tmpfs | a tmpfs of that size in the guest: memory is shared within a kernel |
 //! | mounts: proc, sysfs, tmpfs, devpts, mqueue, others | by the guest's kernel, with their options; tmpcopyup |
 //! | mounts: cgroup, cgroup2 | version 2, whatever the host has |
@@ -24,8 +24,8 @@
 //! | process.apparmorProfile, selinuxLabel, linux.mountLabel | no: the guest's kernel has no such module; labels of the host's files are the host's |
 //! | process.execCPUAffinity | no: the VM's CPUs are the container's own |
 //! | hooks | by the verbs, on the host; startContainer, which would run in the guest, is refused |
-//! | linux.namespaces | every container has all but user of its own, in a kernel of its own; a network path is the network's; uts and cgroup paths are harmless (hostname and cgroups are in the configuration); pid, ipc, mount, user and time paths are refused: they belong to another kernel |
-//! | linux.uidMappings, gidMappings | identities only; others are refused |
+//! | linux.namespaces | every container has all but user of its own, in a kernel of its own, and user if asked for; a network path is the network's; uts and cgroup paths are harmless (hostname and cgroups are in the configuration); pid, ipc, mount, user and time paths are refused: they belong to another kernel |
+//! | linux.uidMappings, gidMappings | a user namespace in the guest, so that files on the host have the mapped owners; its other namespaces belong to the guest's root, so root in it may mount, but not change the hostname |
 //! | linux.timeOffsets | refused |
 //! | linux.devices | nodes in the guest; what is behind them is what its kernel has: no hardware of the host's |
 //! | linux.netDevices | no: interfaces come from the network namespace |

@@ -29,12 +29,11 @@ const NOEXEC: u64 = 0x8;
 pub struct Tree(OwnedFd);
 
 impl Tree {
-    /// Cuts `path` out. Nothing can be executed in the copy, and no device or set-id bit counts;
+    /// Cuts `path` out, with what is mounted below it unless `flat`. Nothing can be executed in the copy, and no device or set-id bit counts;
     /// mounts made on the host later do not show, and `readonly` makes it refuse every write.
-    pub fn cut_out(path: &Path, readonly: bool) -> io::Result<Self> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_RECURSIVE;
+    pub fn cut_out(path: &Path, readonly: bool, flat: bool) -> io::Result<Self> {
+        let below = if flat { OpenTreeFlags::empty() } else { OpenTreeFlags::AT_RECURSIVE };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | below;
         let path = CString::new(path.as_os_str().as_bytes())?;
         let tree = open_tree(CWD, path.as_c_str(), flags)?;
         let readonly = if readonly { RDONLY } else { 0 };

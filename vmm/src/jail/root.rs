@@ -37,7 +37,7 @@ pub fn sockets(vsock: &Path, builder: Builder) -> io::Result<Option<OwnedFd>> {
         std::os::unix::fs::lchown(dir, None, Some(user))?;
         rustix::fs::chmod(dir, Mode::from_bits_retain(REACHABLE))?;
     }
-    Ok(Some(Tree::cut_out(dir, true)?.into_fd()))
+    Ok(Some(Tree::cut_out(dir, true, false)?.into_fd()))
 }
 
 /// Changes the root to a directory with nothing in it but `sockets`, if given. This process must

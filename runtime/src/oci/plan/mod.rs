@@ -1,6 +1,7 @@
 //! From a checked [`Bundle`] to a [`VmSpec`] for the host and a [`ContainerSpec`] for the guest.
 //! Pure: no file is touched here, and every refusal is one sentence.
 
+mod ids;
 mod mounts;
 mod namespaces;
 mod process;
@@ -15,6 +16,7 @@ use bulkhead_vmm::spec::{Share, VmSpec};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType};
 
 use super::bundle::Bundle;
+use ids::Ids;
 pub use namespaces::{Network, network};
 pub use process::process;
 
@@ -39,10 +41,9 @@ pub enum PlanError {
         /// Where it is.
         path: PathBuf,
     },
-    /// IDs that are not the host's.
+    /// IDs that cannot be mapped.
     #[error(
-        "linux.uidMappings and gidMappings: only a mapping of all IDs to themselves is supported; \
-         the container's kernel is its own, root in it is nobody on the host"
+        "linux.uidMappings and gidMappings: give both, of IDs below 2^32, and a user namespace for them"
     )]
     IdMapping,
     /// The clock of another time namespace.
@@ -95,6 +96,7 @@ pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
         name: ROOT_SHARE.to_owned(),
         source: bundle.rootfs.clone(),
         readonly: bundle.readonly(),
+        flat: false,
     };
     let process = bundle.spec.process().as_ref();
     VmSpec {
@@ -113,9 +115,10 @@ pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
 
 /// The container for `bundle`, named `id`; `clock_ns` is the wall clock.
 pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSpec, PlanError> {
-    namespaces::check(linux(bundle))?;
-    let spec = &bundle.spec;
     let linux = linux(bundle);
+    namespaces::check(linux)?;
+    let ids = Ids::of(linux)?;
+    let spec = &bundle.spec;
     let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
     Ok(ContainerSpec {
         hostname: match spec.hostname().as_deref() {
@@ -125,7 +128,7 @@ pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSp
         domainname: spec.domainname().clone().unwrap_or_default(),
         root_share: ROOT_SHARE.to_owned(),
         root_readonly: bundle.readonly(),
-        mounts: mounts::mounts(bundle)?,
+        mounts: mounts::mounts(bundle, &ids)?,
         only_these_mounts: true,
         process: spec.process().as_ref().map(|asked| process(asked, linux)).transpose()?.into(),
         clock_ns,
@@ -134,7 +137,7 @@ pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSp
             .unwrap_or_default()
             .iter()
             .filter(|device| !is_terminals_own(device))
-            .map(device)
+            .map(|asked| device(asked, &ids))
             .collect::<Result<_, _>>()?,
         sysctls: linux.map(sysctls).unwrap_or_default(),
         masked_paths: list(linux.and_then(|linux| linux.masked_paths().as_ref())),
@@ -146,6 +149,8 @@ pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSp
             .and_then(|linux| linux.resources().as_ref())
             .map(resources::guest)
             .unwrap_or_default(),
+        uid_mappings: ids.uids,
+        gid_mappings: ids.gids,
         ..Default::default()
     })
 }
@@ -171,7 +176,7 @@ fn is_terminals_own(device: &LinuxDevice) -> bool {
     [Path::new("/dev/ptmx"), Path::new("/dev/console")].contains(&device.path().as_path())
 }
 
-fn device(device: &LinuxDevice) -> Result<Device, PlanError> {
+fn device(device: &LinuxDevice, ids: &Ids) -> Result<Device, PlanError> {
     let path = device.path().to_string_lossy().into_owned();
     let kind = match device.typ() {
         LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
@@ -189,8 +194,8 @@ fn device(device: &LinuxDevice) -> Result<Device, PlanError> {
         mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
         major,
         minor,
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
+        uid: ids.user(device.uid().unwrap_or(0)),
+        gid: ids.group(device.gid().unwrap_or(0)),
         path,
         ..Default::default()
     })

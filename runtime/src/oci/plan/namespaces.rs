@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+use oci_spec::runtime::{Linux, LinuxNamespaceType};
 
 use super::PlanError;
 use crate::oci::bundle::Bundle;
@@ -47,11 +47,6 @@ pub fn check(linux: Option<&Linux>) -> Result<(), PlanError> {
             let kind = namespace.typ().to_string();
             return Err(PlanError::Joined { kind, path: path.clone() });
         }
-    }
-    let mappings = [linux.uid_mappings(), linux.gid_mappings()];
-    let other = |mapping: &LinuxIdMapping| mapping.container_id() != mapping.host_id();
-    if mappings.into_iter().flatten().flatten().any(other) {
-        return Err(PlanError::IdMapping);
     }
     if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
         return Err(PlanError::TimeOffsets);

@@ -89,8 +89,9 @@ fn binds_are_shares_and_read_only_on_the_host() {
         ]);
     });
     let vm = vm(&bundle, &host(), "id", "/v".into());
-    let shares: Vec<_> = vm.shares.iter().map(|share| (&*share.name, share.readonly)).collect();
-    assert_eq!(shares, [("rootfs", true), ("v1", true), ("v2", false)]);
+    let shares: Vec<_> =
+        vm.shares.iter().map(|share| (&*share.name, share.readonly, share.flat)).collect();
+    assert_eq!(shares, [("rootfs", true, false), ("v1", true, false), ("v2", false, true)]);
     let mounts = container(&bundle, "id", 0).expect("a plan").mounts;
     let mounts: Vec<_> = mounts.iter().map(|m| (&*m.destination, &*m.type_, &*m.source)).collect();
     let expected = [("/proc", "proc", "proc"), ("/ro", "share", "v1"), ("/rw", "share", "v2")];
@@ -145,6 +146,11 @@ fn what_a_kernel_of_its_own_cannot_join_is_refused() {
     }
     let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
     assert!(refused(&|c| c["linux"]["uidMappings"] = mapping.clone()).contains("Mappings"));
+    let user = json!([{"type": "user"}]);
+    assert!(refused(&|c| c["linux"]["namespaces"] = user.clone()).contains("Mappings"));
+    let over = json!([{"containerID": 0, "hostID": 100_000, "size": u32::MAX}]);
+    let all = json!({"namespaces": user, "uidMappings": over, "gidMappings": over});
+    assert!(refused(&|c| c["linux"] = all.clone()).contains("Mappings"));
     let offsets = json!({"monotonic": {"secs": 1, "nanosecs": 0}});
     assert!(refused(&|c| c["linux"]["timeOffsets"] = offsets.clone()).contains("timeOffsets"));
     let mounts = json!([{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}]);
@@ -187,4 +193,32 @@ fn a_configuration_of_podmans_is_planned() {
     let instructions = process.seccomp.program.len() / 8;
     assert!((500..2000).contains(&instructions), "{instructions} instructions");
     assert_eq!(container.devices[0].mode, libc::S_IFCHR | 0o666);
+}
+
+#[test]
+fn with_a_user_namespace_things_belong_to_the_containers_root() {
+    let container = planned(|config| {
+        let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        config["linux"]["namespaces"] = json!([{"type": "user"}]);
+        config["linux"]["uidMappings"] = mapping.clone();
+        config["linux"]["gidMappings"] = mapping;
+        config["mounts"] = json!([
+            {"destination": "/a", "type": "tmpfs", "options": ["size=1m"]},
+            {"destination": "/b", "type": "tmpfs", "options": ["uid=7", "gid=70000"]},
+            {"destination": "/dev/pts", "type": "devpts", "options": ["newinstance"]},
+            {"destination": "/proc", "type": "proc"},
+        ]);
+    });
+    let options: Vec<String> = container.mounts.iter().map(|m| m.options.join(",")).collect();
+    assert_eq!(
+        options,
+        [
+            "size=1m,uid=100000,gid=100000",
+            "uid=100007,gid=70000",
+            "newinstance,uid=100000,gid=100005",
+            ""
+        ]
+    );
+    assert_eq!((container.devices[0].uid, container.devices[0].gid), (100_005, 100_006));
+    assert_eq!(container.uid_mappings[0].kernel_id, 100_000);
 }
