@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::FS_TAG;
+use bulkhead_protocol::rpc::agent::NetworkSpec;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
@@ -12,6 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 use rustix::time::{ClockId, Timespec};
 
+use crate::network::{self, NetworkError};
 use crate::process::last_errno;
 
 const SHARES: &str = "/shares";
@@ -126,6 +128,11 @@ impl Guest {
         }
         let time = Timespec { tv_sec: (ns / SECOND_NS) as i64, tv_nsec: (ns % SECOND_NS) as i64 };
         rustix::time::clock_settime(ClockId::Realtime, time)
+    }
+
+    /// Sets the guest's network up; leaves that of a machine that is no VM alone.
+    pub fn set_network(&self, spec: &NetworkSpec) -> Result<(), NetworkError> {
+        if self.in_vm { network::apply(spec) } else { Ok(()) }
     }
 
     /// Writes everything back to the host.

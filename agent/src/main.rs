@@ -17,6 +17,8 @@ mod host_events;
 mod limits;
 mod log;
 mod mounts;
+mod netlink;
+mod network;
 mod process;
 mod processes;
 mod program;

@@ -69,6 +69,9 @@ impl Agent {
             guest.set_clock(spec.clock_ns).map_err(step("set the clock"))?;
         }
         limits::set(guest, &spec.cgroup)?;
+        guest
+            .set_network(spec.network.get_or_default())
+            .map_err(|error| failure(error.source.raw_os_error(), &error.to_string()))?;
         let sockets = self.connect(stdio::wanted(spec.process.get_or_default()))?;
         let course = if request.start { Course::Fast } else { Course::Gated };
         let (mut container, ends) = Container::spawn(spec, course, guest, self.null.as_fd())?;

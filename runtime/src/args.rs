@@ -65,6 +65,9 @@ pub struct RunArgs {
     /// Limit a resource, e.g. nofile=1024:4096
     #[arg(long, value_name = "TYPE=SOFT[:HARD]")]
     pub ulimit: Vec<String>,
+    /// The container's network: that of a network namespace, which it takes over, or none
+    #[arg(long, value_name = "none|netns:PATH", default_value = "none")]
+    pub network: String,
     /// Name of the VM [default: random]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

@@ -12,6 +12,7 @@ mod args;
 mod assets;
 mod commands;
 mod facts;
+mod net;
 #[allow(dead_code, unused_imports, reason = "the verbs that call it land next")]
 mod oci;
 mod plan;

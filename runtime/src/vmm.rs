@@ -82,10 +82,11 @@ impl Vmm {
         let json = json_file(&spec).map_err(VmmError::Handover)?;
         let (vsock, control) = (listener.as_fd(), control.as_fd());
         let inherited = [vsock, control, writer.as_fd(), json.as_fd(), dir.lock()];
+        let inherited = inherited.iter().map(|fd| fd.as_raw_fd()).chain(spec.tap_fds()).collect();
         let (stdin, silence) = stdin(input).map_err(VmmError::Handover)?;
         let mut command = Command::new(program);
         command.arg("--spec-fd").arg(json.as_raw_fd().to_string()).stdin(stdin);
-        prepare(&mut command, inherited.map(|fd| fd.as_raw_fd()));
+        prepare(&mut command, inherited);
         let spawned = command.spawn().and_then(|mut child| match pidfd(&child) {
             Ok(pidfd) => Ok((child, pidfd)),
             Err(error) => {
@@ -179,7 +180,7 @@ fn stdin(input: Input) -> io::Result<(Stdio, Option<io::PipeWriter>)> {
 /// Lets the child inherit the descriptors, die with us, and leave to us the signals that a terminal
 /// or a process group sends to both. (A process group of its own would keep them away as well, but
 /// could not read the terminal.)
-fn prepare(command: &mut Command, inherited: [RawFd; 5]) {
+fn prepare(command: &mut Command, inherited: Vec<RawFd>) {
     let parent = std::process::id();
     let in_child = move || {
         // SAFETY: these calls take no pointers, and are safe between fork and exec.
@@ -194,8 +195,8 @@ fn prepare(command: &mut Command, inherited: [RawFd; 5]) {
             for signal in signals::PASSED_ON {
                 libc::signal(signal, libc::SIG_IGN);
             }
-            for fd in inherited {
-                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
+            for fd in &inherited {
+                if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
                     return Err(io::Error::last_os_error());
                 }
             }

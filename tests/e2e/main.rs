@@ -5,6 +5,7 @@ mod doctor;
 mod files;
 mod jail;
 mod lifecycle;
+mod network;
 mod overlay;
 mod process;
 mod snapshot;

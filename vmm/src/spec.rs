@@ -236,6 +236,11 @@ impl VmSpec {
         self.check_nets()
     }
 
+    /// The descriptors of [`VmSpec::nets`] that the VMM is to inherit.
+    pub fn tap_fds(&self) -> impl Iterator<Item = i32> {
+        self.nets.iter().filter_map(|net| net.tap_fd)
+    }
+
     fn check_nets(&self) -> Result<(), SpecError> {
         if self.nets.len() > NETS_MAX {
             return Err(SpecError::Nets(self.nets.len()));

@@ -3,14 +3,15 @@
 use std::io;
 use std::time::SystemTime;
 
-use bulkhead_protocol::rpc::agent::StartFailure;
-use bulkhead_vmm::spec::{Outcome, Report};
+use bulkhead_protocol::rpc::agent::{ContainerSpec, StartFailure};
+use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
 use bulkhead_vmm::timeline::Timeline;
 
 use crate::agent::{Agent, AgentError};
 use crate::args::RunArgs;
 use crate::assets::Dirs;
 use crate::facts::{FactError, Facts};
+use crate::net::{NetError, Network};
 use crate::request::{Request, RequestError};
 use crate::session::{Cause, Ended, Session};
 use crate::state::{Root, StateError};
@@ -38,6 +39,8 @@ pub enum RunError {
     State(#[from] StateError),
     #[error(transparent)]
     Verdict(#[from] VerdictError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error(transparent)]
     Vmm(#[from] VmmError),
     #[error(transparent)]
@@ -93,10 +96,16 @@ pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError>
     let timeline = Timeline::new(from_ns);
     // Before the VMM is there: none may be lost.
     let signals = Signals::block().map_err(RunError::Signals)?;
+    let network = request.network.as_deref().map(Network::take_over).transpose()?;
+    let network = network.unwrap_or_default();
     let vm = plan::vm(&request, &facts, &name, dir.socket(), from_ns);
+    let vm = VmSpec { nets: network.nets, ..vm };
     let vmm = Vmm::start(&facts.vmm, vm, &dir, input(&request))?;
     timeline.mark("spawned");
+    // The VMM has them now, and the taps are to go with it.
+    drop(network.taps);
     let container = plan::container(&request, &facts, &name, clock_ns());
+    let container = ContainerSpec { network: Some(network.spec).into(), ..container };
     let agent = Agent::connect(&dir.socket(), container)?;
     let raw_wanted = request.tty && request.interactive;
     let session = Session::new(vmm, agent, signals, facts.window, raw_wanted, &timeline);

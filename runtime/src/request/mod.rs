@@ -35,6 +35,8 @@ pub enum RequestError {
     Workdir(String),
     #[error("--user {0:?}: give USER or USER:GROUP")]
     User(String),
+    #[error("--network {0:?}: give none, or netns:PATH for a network namespace")]
+    Network(String),
 }
 
 /// A variable of `--env`.
@@ -62,6 +64,8 @@ pub struct Request {
     pub user: Option<String>,
     pub capabilities: Vec<&'static str>,
     pub ulimits: Vec<Ulimit>,
+    /// The network namespace whose interfaces the container takes over.
+    pub network: Option<PathBuf>,
     pub tty: bool,
     pub interactive: bool,
     pub console: bool,
@@ -92,6 +96,7 @@ impl TryFrom<&RunArgs> for Request {
             user: args.user.as_deref().map(user).transpose()?,
             capabilities: capabilities::chosen(&args.cap_add, &args.cap_drop)?,
             ulimits,
+            network: network(&args.network)?,
             tty: args.tty,
             interactive: args.interactive,
             console: args.console,
@@ -129,6 +134,14 @@ fn user(text: &str) -> Result<String, RequestError> {
     match user.is_empty() || group.is_empty() || group.contains(':') {
         true => Err(RequestError::User(text.to_owned())),
         false => Ok(text.to_owned()),
+    }
+}
+
+fn network(text: &str) -> Result<Option<PathBuf>, RequestError> {
+    match (text, text.strip_prefix("netns:")) {
+        ("none", _) => Ok(None),
+        (_, Some(path)) if !path.is_empty() => Ok(Some(path.into())),
+        _ => Err(RequestError::Network(text.to_owned())),
     }
 }
 
@@ -176,6 +189,8 @@ mod tests {
             ("--hostname", "a b"),
             ("--cap-add", "CAP_FLY"),
             ("--ulimit", "nofile"),
+            ("--network", "host"),
+            ("--network", "netns:"),
         ] {
             let error = request(&[&format!("{option}={value}")]).unwrap_err();
             assert!(error.starts_with(option), "{option} {value}: {error}");
