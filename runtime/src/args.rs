@@ -17,8 +17,14 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a command from a root directory in a micro-VM; its exit code is bulkhead's
+    /// Run a command from an image or a root directory in a micro-VM; its exit code is bulkhead's
     Run(Box<RunArgs>),
+    /// Bring an image into the store
+    Pull(PullArgs),
+    /// List the images in the store
+    Images(ImagesArgs),
+    /// Remove images from the store
+    Rmi(RmiArgs),
     /// Say whether this host can run micro-VMs, by trying, and what to do if it cannot
     Doctor(DoctorArgs),
 }
@@ -26,9 +32,9 @@ pub enum Command {
 /// `bulkhead run`
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunArgs {
-    /// Directory that is the container's root file system
+    /// Directory that is the container's root file system, instead of an image
     #[arg(long, value_name = "DIR")]
-    pub rootfs: PathBuf,
+    pub rootfs: Option<PathBuf>,
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", default_value = "1")]
     pub cpus: String,
@@ -38,12 +44,15 @@ pub struct RunArgs {
     /// Set a variable, or pass the caller's on
     #[arg(short, long, value_name = "NAME[=VAL]")]
     pub env: Vec<String>,
-    /// Working directory in the container
-    #[arg(short, long, value_name = "DIR", default_value = "/")]
-    pub workdir: String,
-    /// Who runs the command: names or numbers
+    /// Working directory in the container [default: the image's, else /]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Who runs the command: names or numbers [default: the image's, else root]
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
+    /// Run this instead of the image's entry point; "" for none
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
     /// Give the command a terminal
     #[arg(short, long)]
     pub tty: bool,
@@ -86,9 +95,36 @@ pub struct RunArgs {
     /// What confines the VMM: off is for finding out why a jail fails, never for strangers' code
     #[arg(long, value_name = "strict|off", default_value = "strict", value_parser = ["strict", "off"])]
     pub jail: String,
-    /// Command to run, and its arguments
-    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    /// Image, then the command to run in it (or the image's own); with --rootfs the command alone
+    #[arg(value_name = "IMAGE|CMD", required = true, trailing_var_arg = true)]
     pub command: Vec<String>,
+}
+
+/// `bulkhead pull`
+#[derive(Clone, Debug, clap::Args)]
+pub struct PullArgs {
+    /// Take any certificate, and plain HTTP, if false; always so for registries on the loopback
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub tls_verify: bool,
+    /// NAME[:TAG][@DIGEST], or oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, ./FILE
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+}
+
+/// `bulkhead images`
+#[derive(Clone, Debug, clap::Args)]
+pub struct ImagesArgs {
+    /// Print them as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `bulkhead rmi`
+#[derive(Clone, Debug, clap::Args)]
+pub struct RmiArgs {
+    /// Names or IDs
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
 }
 
 /// `bulkhead doctor`
@@ -140,7 +176,7 @@ mod tests {
     fn errors_are_one_sentence() {
         let error = Args::try_parse_from(["bulkhead", "run", "--rootfs", "/r"]).unwrap_err();
         let sentence = sentence(&error.to_string());
-        assert!(sentence.contains("<CMD>") && !sentence.contains('\n'), "{sentence}");
+        assert!(sentence.contains("IMAGE|CMD") && !sentence.contains('\n'), "{sentence}");
         assert!(!sentence.contains("Usage"), "{sentence}");
     }
 }

@@ -10,6 +10,8 @@ use rustix::fs::{Access, access};
 pub const VMM: &str = "bulkhead-vmm";
 /// The guest's PID 1.
 pub const AGENT: &str = "bulkhead-agent";
+/// What talks to registries.
+pub const PULL: &str = "bulkhead-pull";
 /// The guest's kernel.
 pub const KERNEL: &str = "vmlinux";
 /// Names a directory that is looked in first.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::termios::Winsize;
 
 use crate::assets::{self, AssetError, Dirs};
-use crate::request::Request;
+use crate::request::{Request, Root};
 use crate::terminal;
 
 /// Why the host cannot do what was asked.
@@ -55,10 +55,24 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
+/// What an image says, once a container's root was made of it.
+#[derive(Clone, Debug, Default)]
+pub struct ImageFacts {
+    /// The root, a detached mount: the descriptor's number.
+    pub root_fd: i32,
+    pub args: Vec<String>,
+    /// Names and values.
+    pub env: Vec<(String, String)>,
+    pub workdir: Option<String>,
+    pub user: Option<String>,
+}
+
 /// What the host says; all paths absolute.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// The directory, or for an image the name it was asked for by.
     pub rootfs: PathBuf,
+    pub image: Option<ImageFacts>,
     /// One for each of the request's volumes.
     pub volumes: Vec<PathBuf>,
     pub vmm: PathBuf,
@@ -80,7 +94,11 @@ impl Facts {
         let passed_on = request.env.iter().filter(|variable| variable.value.is_none());
         let value = |name: &String| Some((name.clone(), std::env::var(name).ok()?));
         Ok(Self {
-            rootfs: rootfs(&request.rootfs)?,
+            rootfs: match &request.root {
+                Root::Directory(dir) => rootfs(dir)?,
+                Root::Image(name) => name.into(),
+            },
+            image: None,
             volumes: request
                 .volumes
                 .iter()

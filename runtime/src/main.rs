@@ -12,6 +12,7 @@ mod args;
 mod assets;
 mod commands;
 mod facts;
+mod images;
 mod net;
 #[allow(dead_code, unused_imports, reason = "the verbs that call it land next")]
 mod oci;
@@ -30,6 +31,8 @@ use bulkhead_vmm::timeline::now_ns;
 use clap::Parser;
 
 use crate::args::{Args, Command};
+use crate::commands::run::RunError;
+use crate::images::ImageError;
 use crate::state::Root;
 
 /// Exit code of a failure of bulkhead's own, as container tools use it.
@@ -48,8 +51,11 @@ fn main() -> ExitCode {
     };
     let result = match args.command {
         Command::Run(run) => Root::choose(args.root)
-            .map_err(commands::run::RunError::from)
+            .map_err(RunError::from)
             .and_then(|root| commands::run::run(&run, &root, started_ns)),
+        Command::Pull(pull) => images(commands::pull::run(&pull)),
+        Command::Images(list) => images(commands::images::run(&list)),
+        Command::Rmi(rmi) => images(commands::rmi::run(&rmi)),
         Command::Doctor(doctor) => {
             // A host without a place for state can be examined all the same.
             let root = Root::choose(args.root).ok();
@@ -64,6 +70,11 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// The verbs of images have no exit codes of their own.
+fn images(done: Result<(), ImageError>) -> Result<u8, RunError> {
+    Ok(done.map(|()| 0)?)
 }
 
 fn fail(sentence: &str, kernel_log: &[String]) -> ExitCode {

@@ -33,6 +33,7 @@ pub fn vm(
         source: facts.rootfs.clone(),
         readonly: request.read_only,
         flat: false,
+        fd: facts.image.as_ref().map(|image| image.root_fd),
     };
     let volumes = request.volumes.iter().zip(&facts.volumes).enumerate();
     let volumes = volumes.map(|(index, (volume, source))| Share {
@@ -40,6 +41,7 @@ pub fn vm(
         source: source.clone(),
         readonly: volume.read_only,
         flat: false,
+        fd: None,
     });
     VmSpec {
         name: name.to_owned(),
@@ -96,11 +98,14 @@ fn process(request: &Request, facts: &Facts, hostname: &str) -> Process {
         columns: window.ws_col.into(),
         ..Default::default()
     });
+    let image = facts.image.as_ref();
+    let workdir = request.workdir.as_ref().or_else(|| image?.workdir.as_ref());
+    let user = request.user.as_ref().or_else(|| image?.user.as_ref());
     Process {
-        args: request.command.clone(),
+        args: image.map_or(&request.command, |image| &image.args).clone(),
         env: environment(request, facts, hostname),
-        cwd: request.workdir.clone(),
-        user_name: request.user.clone().unwrap_or_default(),
+        cwd: workdir.map_or("/", String::as_str).to_owned(),
+        user_name: user.cloned().unwrap_or_default(),
         terminal: window.into(),
         rlimits: request.ulimits.iter().map(rlimit).collect(),
         capabilities: Some(capabilities(&request.capabilities)).into(),
@@ -111,12 +116,16 @@ fn process(request: &Request, facts: &Facts, hostname: &str) -> Process {
     }
 }
 
-/// Defaults, then what was asked for; the last of a name stays. HOME is the agent's to add, who can
+/// Defaults, then the image's, then what was asked for; the last of a name stays. HOME is the agent's to add, who can
 /// read the container's /etc/passwd.
 fn environment(request: &Request, facts: &Facts, hostname: &str) -> Vec<String> {
     let mut env: Vec<(&str, &str)> = vec![("PATH", DEFAULT_PATH), ("HOSTNAME", hostname)];
     if request.tty {
         env.push(("TERM", DEFAULT_TERM));
+    }
+    for (name, value) in facts.image.iter().flat_map(|image| &image.env) {
+        env.retain(|(known, _)| known != name);
+        env.push((name, value));
     }
     for variable in &request.env {
         let passed_on = || facts.passed_on.iter().find(|(name, _)| *name == variable.name);
@@ -156,6 +165,7 @@ fn capabilities(names: &[&str]) -> Capabilities {
 mod tests {
     use super::*;
     use crate::args::{Args, Command};
+    use crate::facts::ImageFacts;
     use clap::Parser;
     use rustix::termios::Winsize;
 
@@ -172,6 +182,7 @@ mod tests {
     fn facts() -> Facts {
         Facts {
             rootfs: "/abs/r".into(),
+            image: None,
             volumes: vec!["/abs/a".into(), "/abs/b".into()],
             vmm: "/lib/bulkhead-vmm".into(),
             agent: "/lib/bulkhead-agent".into(),
@@ -220,6 +231,30 @@ mod tests {
         assert_eq!(process.rlimits[0].type_, "RLIMIT_NOFILE");
         assert!(process.capabilities.ambient.is_empty());
         assert_eq!(process.capabilities.bounding.len(), 14);
+    }
+
+    #[test]
+    fn an_image_says_what_the_command_line_leaves_open() {
+        let image = ImageFacts {
+            root_fd: 7,
+            args: vec!["/entry".to_owned(), "x".to_owned()],
+            env: [("PATH", "/i"), ("A", "1"), ("B", "1")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
+            workdir: Some("/srv".to_owned()),
+            user: Some("www".to_owned()),
+        };
+        let facts = Facts { image: Some(image), ..facts() };
+        let plain = request(&["-eA=2", "--hostname=h"]);
+        let vm = vm(&plain, &facts, "web", "/run/web/vsock.sock".into(), None);
+        assert_eq!((vm.shares[0].fd, vm.check()), (Some(7), Ok(())));
+        let process = container(&plain, &facts, "web", 0).process.unwrap();
+        assert_eq!(process.args, ["/entry", "x"]);
+        assert_eq!((&*process.cwd, &*process.user_name), ("/srv", "www"));
+        assert_eq!(process.env, ["HOSTNAME=h", "PATH=/i", "B=1", "A=2"]);
+        let asked = request(&["-w/tmp", "-uroot"]);
+        let process = container(&asked, &facts, "web", 0).process.unwrap();
+        assert_eq!((&*process.cwd, &*process.user_name), ("/tmp", "root"));
     }
 
     #[test]

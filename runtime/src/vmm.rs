@@ -80,9 +80,7 @@ impl Vmm {
             ..spec
         };
         let json = json_file(&spec).map_err(VmmError::Handover)?;
-        let (vsock, control) = (listener.as_fd(), control.as_fd());
-        let inherited = [vsock, control, writer.as_fd(), json.as_fd(), dir.lock()];
-        let inherited = inherited.iter().map(|fd| fd.as_raw_fd()).chain(spec.tap_fds()).collect();
+        let inherited: Vec<RawFd> = spec.inherited_fds().chain([json.as_raw_fd()]).collect();
         let (stdin, silence) = stdin(input).map_err(VmmError::Handover)?;
         let mut command = Command::new(program);
         command.arg("--spec-fd").arg(json.as_raw_fd().to_string()).stdin(stdin);

@@ -46,6 +46,7 @@ impl Host {
         let mut command = Command::new(BULKHEAD);
         command.arg("--root").arg(self.path("state")).args(args);
         command.env("BULKHEAD_LIBDIR", self.path("lib"));
+        command.env("BULKHEAD_IMAGES", self.path("images"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -277,10 +278,14 @@ fn bad_input_is_one_sentence_and_leaves_nothing() {
         (&["run", "--rootfs", "/", "-v", "/:x", "sh"], "absolute"),
         (&["run", "--rootfs", "/", "--name", "../x", "sh"], "--name"),
         (&["run", "--rootfs", "/", "--kernel", "/nonexistent", "sh"], "--kernel /nonexistent"),
-        (&["run", "--rootfs", "/"], "<CMD>"),
+        (&["run", "--rootfs", "/"], "IMAGE|CMD"),
         (&["run", "--rootfs", "/", "--nonsense", "sh"], "--nonsense"),
         (&["fly"], "fly"),
-        (&["run", "sh"], "--rootfs"),
+        (&["run", "sh"], "no bulkhead-pull found"),
+        (&["run", "./nonexistent"], "./nonexistent"),
+        (&["run", "--rootfs", "/", "--entrypoint", "x", "sh"], "--entrypoint"),
+        (&["run", "No Name"], "No Name"),
+        (&["rmi", "sh"], "no image sh"),
     ] {
         let (code, stdout, stderr) = said(host.bulkhead(args).output().unwrap());
         assert_eq!((code, &*stdout), (125, ""), "{args:?}: {stderr}");

@@ -3,6 +3,7 @@
 mod bad_input;
 mod doctor;
 mod files;
+mod images;
 mod jail;
 mod lifecycle;
 mod network;

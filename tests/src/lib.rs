@@ -2,6 +2,8 @@
 //!
 //! `make e2e` builds everything and runs the suite where VMs can run.
 
+pub mod image;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;

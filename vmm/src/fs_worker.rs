@@ -82,6 +82,9 @@ impl FsWorker {
 /// The share as the worker gets it: in a jail a mount of its own, whose ".." leads nowhere. A flat
 /// one takes such a mount to be without what is mounted below it.
 fn open_share(share: &Share, jail: WorkerJail) -> io::Result<OwnedFd> {
+    if let Some(fd) = share.fd {
+        return take_inherited(fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF));
+    }
     if jail.is_on() || share.flat {
         return Ok(Tree::cut_out(&share.source, share.readonly, share.flat)?.into_fd());
     }
@@ -133,7 +136,13 @@ fn share_root(argument: &OsString) -> Option<ShareRoot> {
 
 /// Takes an inherited descriptor by its number.
 fn inherited(number: &OsString) -> Option<OwnedFd> {
-    let fd: RawFd = number.to_str()?.parse().ok().filter(|fd| *fd > 2)?;
+    take_inherited(number.to_str()?.parse().ok()?)
+}
+
+fn take_inherited(fd: RawFd) -> Option<OwnedFd> {
+    if fd <= 2 {
+        return None;
+    }
     // SAFETY: F_GETFD takes no pointer; it only asks whether the descriptor is open.
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return None;

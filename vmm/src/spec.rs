@@ -75,8 +75,12 @@ pub struct VmSpec {
 pub struct Share {
     /// Its name in the root directory of the virtio-fs mount: "rootfs", "v0".
     pub name: String,
-    /// The host path.
+    /// The host path; a name for messages alone if there is an `fd`.
     pub source: PathBuf,
+    /// An inherited descriptor (`O_PATH` will do) that is shared instead of the path: a mount of its
+    /// own, from whose top `..` leads nowhere.
+    #[serde(default)]
+    pub fd: Option<i32>,
     /// Refuses every write on the host's side.
     #[serde(default)]
     pub readonly: bool,
@@ -208,7 +212,8 @@ impl VmSpec {
     pub fn inherited_fds(&self) -> impl Iterator<Item = i32> {
         let own = [self.vsock_fd, self.control_fd, self.report_fd, self.leash_fd].into_iter();
         let taps = self.nets.iter().map(|net| net.tap_fd);
-        own.chain(taps).flatten().chain(self.keep_fds.iter().copied())
+        let shares = self.shares.iter().map(|share| share.fd);
+        own.chain(taps).chain(shares).flatten().chain(self.keep_fds.iter().copied())
     }
 
     /// Checks what the type cannot say.

@@ -81,7 +81,7 @@ fn add_layer(
     let diff_id = layer.diff_id;
     let _turn = match store.has_layer(&diff_id) {
         true => None,
-        false => Some(store.lock_layer(&diff_id)?),
+        false => Some(store.lock_key(&diff_id)?),
     };
     if store.has_layer(&diff_id) {
         progress(Progress::Present(diff_id));

@@ -1,8 +1,10 @@
 //! `bulkhead run`: a command in a micro-VM, from start to exit code.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::SystemTime;
 
+use bulkhead_image::store::{Container, Store};
 use bulkhead_protocol::rpc::agent::{ContainerSpec, StartFailure};
 use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
 use bulkhead_vmm::timeline::Timeline;
@@ -10,9 +12,10 @@ use bulkhead_vmm::timeline::Timeline;
 use crate::agent::{Agent, AgentError};
 use crate::args::RunArgs;
 use crate::assets::Dirs;
-use crate::facts::{FactError, Facts};
+use crate::facts::{FactError, Facts, ImageFacts};
+use crate::images::{self, ImageError};
 use crate::net::{NetError, Network};
-use crate::request::{Request, RequestError};
+use crate::request::{self, Request, RequestError};
 use crate::session::{Cause, Ended, Session};
 use crate::state::{Root, StateError};
 use crate::verdict::{self, VerdictError};
@@ -45,6 +48,8 @@ pub enum RunError {
     Vmm(#[from] VmmError),
     #[error(transparent)]
     Agent(#[from] AgentError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     #[error("cannot receive signals: {0}")]
     Signals(#[source] io::Error),
     #[error("lost track of bulkhead-vmm: {0}")]
@@ -84,7 +89,7 @@ impl RunError {
 /// Runs the container; returns its exit code. `started_ns` is where the timeline begins.
 pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError> {
     let request = Request::try_from(args)?;
-    let facts = Facts::gather(&request, &Dirs::of_this_process())?;
+    let mut facts = Facts::gather(&request, &Dirs::of_this_process())?;
     root.create()?;
     verdict::ensure(root)?;
     let name = match &request.name {
@@ -92,6 +97,9 @@ pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError>
         None => random_name()?,
     };
     let dir = root.claim(&name)?;
+    // Its writable layer lasts as long as this.
+    let image = image(&request)?;
+    facts.image = image.as_ref().map(|(_, facts)| facts.clone());
     let from_ns = request.timeline.then_some(started_ns);
     let timeline = Timeline::new(from_ns);
     // Before the VMM is there: none may be lost.
@@ -115,6 +123,24 @@ pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError>
         eprint!("{}", timeline::table(timeline.marks().into_iter().chain(guest).collect()));
     }
     exit_code(ended)
+}
+
+/// The root of an image's container, and what the image says about it.
+fn image(request: &Request) -> Result<Option<(Container, ImageFacts)>, ImageError> {
+    let request::Root::Image(name) = &request.root else { return Ok(None) };
+    let store = Store::choose()?;
+    let record = images::obtain(&store, name, &Dirs::of_this_process())?;
+    let container = images::container(&store, &record, request.read_only)?;
+    let config = &container.config;
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let facts = ImageFacts {
+        root_fd: container.root().as_raw_fd(),
+        args: config.args(request.entrypoint.as_deref(), &request.command)?,
+        env: config.variables().into_iter().map(owned).collect(),
+        workdir: config.workdir.clone(),
+        user: config.user.clone(),
+    };
+    Ok(Some((container, facts)))
 }
 
 fn input(request: &Request) -> Input {

@@ -17,6 +17,8 @@ pub use volume::Volume;
 /// Why what was typed makes no container.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
+    #[error("no root file system: give an image, or --rootfs DIR")]
+    Rootfs,
     #[error("--cpus {0}: give a number from 1 to {VCPUS_MAX}")]
     Cpus(String),
     #[error(transparent)]
@@ -37,6 +39,8 @@ pub enum RequestError {
     User(String),
     #[error("--network {0:?}: give none, or netns:PATH for a network namespace")]
     Network(String),
+    #[error("--entrypoint: a root directory has none; give the command alone")]
+    Entrypoint,
 }
 
 /// A variable of `--env`.
@@ -47,20 +51,31 @@ pub struct Variable {
     pub value: Option<String>,
 }
 
+/// Where the container's root file system comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// A directory of the host.
+    Directory(PathBuf),
+    /// An image, by whatever name.
+    Image(String),
+}
+
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub name: Option<String>,
     pub hostname: Option<String>,
-    pub rootfs: PathBuf,
+    pub root: Root,
     pub read_only: bool,
     pub volumes: Vec<Volume>,
     pub kernel: Option<PathBuf>,
     pub vcpus: u8,
     pub memory_mib: u32,
+    /// May be empty for an image that has its own.
     pub command: Vec<String>,
+    pub entrypoint: Option<String>,
     pub env: Vec<Variable>,
-    pub workdir: String,
+    pub workdir: Option<String>,
     pub user: Option<String>,
     pub capabilities: Vec<&'static str>,
     pub ulimits: Vec<Ulimit>,
@@ -81,18 +96,20 @@ impl TryFrom<&RunArgs> for Request {
             args.volume.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         volume::check_unique(&volumes)?;
         let ulimits = args.ulimit.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let (root, command) = root(args)?;
         Ok(Self {
             name: args.name.as_deref().map(names::vm).transpose()?,
             hostname: args.hostname.as_deref().map(names::host).transpose()?,
-            rootfs: args.rootfs.clone(),
+            root,
             read_only: args.read_only,
             volumes,
             kernel: args.kernel.clone(),
             vcpus: vcpus(&args.cpus)?,
             memory_mib: memory::mib(&args.memory)?,
-            command: args.command.clone(),
+            command,
+            entrypoint: args.entrypoint.clone(),
             env: args.env.iter().map(|text| variable(text)).collect::<Result<_, _>>()?,
-            workdir: workdir(&args.workdir)?,
+            workdir: args.workdir.as_deref().map(workdir).transpose()?,
             user: args.user.as_deref().map(user).transpose()?,
             capabilities: capabilities::chosen(&args.cap_add, &args.cap_drop)?,
             ulimits,
@@ -103,6 +120,16 @@ impl TryFrom<&RunArgs> for Request {
             timeline: args.timeline,
             jail: if args.jail == "off" { Confinement::Off } else { Confinement::Strict },
         })
+    }
+}
+
+/// The root and the command: without a directory the first word is an image.
+fn root(args: &RunArgs) -> Result<(Root, Vec<String>), RequestError> {
+    match (&args.rootfs, &args.command[..]) {
+        (Some(_), _) if args.entrypoint.is_some() => Err(RequestError::Entrypoint),
+        (Some(dir), command) => Ok((Root::Directory(dir.clone()), command.to_vec())),
+        (None, [image, command @ ..]) => Ok((Root::Image(image.clone()), command.to_vec())),
+        (None, []) => Err(RequestError::Rootfs),
     }
 }
 
@@ -162,9 +189,29 @@ mod tests {
     #[test]
     fn defaults() {
         let request = request(&[]).unwrap();
-        assert_eq!((request.vcpus, request.memory_mib, &*request.workdir), (1, 128, "/"));
+        assert_eq!((request.vcpus, request.memory_mib, request.workdir), (1, 128, None));
         assert!(!request.tty && !request.interactive && request.name.is_none());
         assert_eq!(request.capabilities.len(), 14);
+    }
+
+    #[test]
+    fn without_a_directory_the_first_word_is_an_image() {
+        let typed = |words: &[&str]| {
+            let typed = ["bulkhead", "run"].iter().chain(words);
+            let Command::Run(run) = Args::try_parse_from(typed).unwrap().command else {
+                panic!("not run")
+            };
+            Request::try_from(&*run)
+        };
+        let request = typed(&["-it", "busybox", "ls", "-l"]).unwrap();
+        assert_eq!(request.root, Root::Image("busybox".to_owned()));
+        assert_eq!(request.command, ["ls", "-l"]);
+        let request = typed(&["--entrypoint", "sh", "busybox"]).unwrap();
+        assert_eq!((request.command.len(), request.entrypoint.as_deref()), (0, Some("sh")));
+        let request = typed(&["--rootfs", "/r", "ls"]).unwrap();
+        assert_eq!(request.root, Root::Directory("/r".into()));
+        let both = typed(&["--rootfs", "/r", "--entrypoint", "sh", "ls"]);
+        assert_eq!(both, Err(RequestError::Entrypoint));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::files::Files;
 use super::{Layer, Source, SourceError, diff_ids};
 use crate::digest::Digest;
-use crate::reference::Name;
+use crate::reference::{Format, Name};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -61,5 +61,6 @@ pub fn image(files: Files, tag: Option<&str>) -> Result<Source, SourceError> {
         Layer { file, blob: None, diff_id }
     });
     let layers = layers.collect();
-    Ok(Source { files, manifest: None, config: (digest, bytes), layers })
+    let format = Format::DockerArchive;
+    Ok(Source { files, format, manifest: None, config: (digest, bytes), layers })
 }

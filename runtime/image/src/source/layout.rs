@@ -9,12 +9,13 @@ use super::files::Files;
 use super::{Document, Layer, Source, SourceError, diff_ids, platform};
 use crate::digest::Digest;
 use crate::limits::{DOCUMENT_MAX, INDEX_DEPTH_MAX, LAYERS_MAX};
+use crate::reference::Format;
 
-const INDEX_TYPES: [&str; 2] = [
+pub const INDEX_TYPES: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
-const MANIFEST_TYPES: [&str; 2] = [
+pub const MANIFEST_TYPES: [&str; 2] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
@@ -39,7 +40,7 @@ struct OciLayout {
     image_layout_version: String,
 }
 
-pub fn image(files: Files, tag: Option<&str>) -> Result<Source, SourceError> {
+pub fn image(files: Files, format: Format, tag: Option<&str>) -> Result<Source, SourceError> {
     let layout: OciLayout = parse("oci-layout", &files.document("oci-layout")?)?;
     if !layout.image_layout_version.starts_with("1.") {
         return Err(SourceError::Version(layout.image_layout_version));
@@ -50,7 +51,7 @@ pub fn image(files: Files, tag: Option<&str>) -> Result<Source, SourceError> {
     let (digest, bytes) = document(&files, &descriptor)?;
     let (name, manifest) = (digest.to_string(), parse(&digest.to_string(), &bytes)?);
     let (config, layers) = contents(&files, &name, manifest)?;
-    Ok(Source { files, manifest: Some((digest, bytes)), config, layers })
+    Ok(Source { files, format, manifest: Some((digest, bytes)), config, layers })
 }
 
 fn contents(
@@ -111,7 +112,7 @@ fn tagged(index: &ImageIndex, tag: Option<&str>) -> Result<Vec<Descriptor>, Sour
     }
 }
 
-fn is_image(descriptor: &Descriptor) -> bool {
+pub fn is_image(descriptor: &Descriptor) -> bool {
     let media_type = descriptor.media_type().to_string();
     let annotations = descriptor.annotations().as_ref();
     let aside = annotations.is_some_and(|annotations| annotations.contains_key(REFERENCE_TYPE));
@@ -123,15 +124,7 @@ fn find(files: &Files, entries: Vec<Descriptor>, depth: usize) -> Result<Descrip
     if depth > INDEX_DEPTH_MAX {
         return Err(SourceError::Nested);
     }
-    let level = platform::host_level();
-    let rank = |descriptor: &Descriptor| platform::rank(descriptor.platform().as_ref(), level);
-    // The first of the best.
-    let best = entries.iter().rev().filter(|entry| rank(entry).is_some()).max_by_key(|d| rank(d));
-    let Some(best) = best else {
-        let names: Vec<_> = entries.iter().map(platform::name).collect();
-        let none = "no platform at all".to_owned();
-        return Err(SourceError::Platform(if names.is_empty() { none } else { names.join(", ") }));
-    };
+    let best = best(&entries.iter().collect::<Vec<_>>())?;
     if !INDEX_TYPES.contains(&&*best.media_type().to_string()) {
         return Ok(best.clone());
     }
@@ -139,6 +132,18 @@ fn find(files: &Files, entries: Vec<Descriptor>, depth: usize) -> Result<Descrip
     let index: ImageIndex = parse(&digest.to_string(), &bytes)?;
     let entries = index.manifests().iter().filter(|entry| is_image(entry)).cloned().collect();
     find(files, entries, depth + 1)
+}
+
+/// The first of those that suit this machine best.
+pub fn best<'a>(entries: &[&'a Descriptor]) -> Result<&'a Descriptor, SourceError> {
+    let level = platform::host_level();
+    let rank = |entry: &Descriptor| platform::rank(entry.platform().as_ref(), level);
+    let suitable = entries.iter().copied().filter(|entry| rank(entry).is_some());
+    suitable.rev().max_by_key(|entry| rank(entry)).ok_or_else(|| {
+        let names: Vec<_> = entries.iter().map(|entry| platform::name(entry)).collect();
+        let none = "no platform at all".to_owned();
+        SourceError::Platform(if names.is_empty() { none } else { names.join(", ") })
+    })
 }
 
 /// A document by its descriptor, verified.
@@ -155,7 +160,7 @@ fn document(files: &Files, descriptor: &Descriptor) -> Result<Document, SourceEr
     }
 }
 
-fn digest(descriptor: &Descriptor) -> Result<Digest, SourceError> {
+pub fn digest(descriptor: &Descriptor) -> Result<Digest, SourceError> {
     Ok(descriptor.digest().to_string().parse()?)
 }
 
@@ -163,7 +168,7 @@ fn blob(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-fn parse<'de, T: Deserialize<'de>>(name: &str, bytes: &'de [u8]) -> Result<T, SourceError> {
+pub fn parse<'de, T: Deserialize<'de>>(name: &str, bytes: &'de [u8]) -> Result<T, SourceError> {
     serde_json::from_slice(bytes)
         .map_err(|source| SourceError::Json { name: name.to_owned(), source })
 }

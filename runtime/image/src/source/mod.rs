@@ -2,6 +2,7 @@
 //! document is bounded and, where its digest is known, verified before it is parsed.
 
 mod docker;
+mod documents;
 mod files;
 mod layout;
 mod platform;
@@ -15,6 +16,7 @@ use crate::digest::Digest;
 use crate::limits::LAYERS_MAX;
 use crate::reference::{Format, Location};
 use crate::tarfile::TarError;
+pub use documents::{Blob, Named, layers_of, media_type, named_by};
 use files::Files;
 
 /// Why files hold no image that can be used.
@@ -126,6 +128,8 @@ pub type Document = (Digest, Vec<u8>);
 /// An image in its files.
 pub struct Source {
     files: Files,
+    /// What kind of files these are.
+    pub format: Format,
     /// The manifest; docker archives have none.
     pub manifest: Option<Document>,
     /// The configuration; its digest is the image's ID.
@@ -161,7 +165,7 @@ impl Source {
         };
         match format {
             Format::DockerArchive => docker::image(files, location.tag.as_deref()),
-            _ => layout::image(files, location.tag.as_deref()),
+            format => layout::image(files, format, location.tag.as_deref()),
         }
     }
 

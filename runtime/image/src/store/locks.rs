@@ -37,12 +37,13 @@ impl Store {
         }
     }
 
-    /// Waits until nobody else unpacks the layer `diff_id`, and keeps others waiting. Two layers
-    /// with the same number, which is next to impossible, wait for each other in vain, no worse.
-    pub(crate) fn lock_layer(&self, diff_id: &Digest) -> Result<Lock, StoreError> {
+    /// Waits until nobody else works on what `key` names (unpacks a layer, fetches an image), and
+    /// keeps others waiting. Two keys of the same number, which is next to impossible, wait for
+    /// each other in vain, no worse.
+    pub(crate) fn lock_key(&self, key: &Digest) -> Result<Lock, StoreError> {
         let path = self.dir.join("busy");
         let file = open(&path).map_err(failed("open", &path))?;
-        let start = (diff_id.number() >> 1) as i64;
+        let start = (key.number() >> 1) as i64;
         // SAFETY: an all-zero struct flock is a valid one.
         let mut wanted: libc::flock = unsafe { std::mem::zeroed() };
         wanted.l_type = libc::F_WRLCK as _;

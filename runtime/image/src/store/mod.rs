@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/lock                 shared by whoever adds or uses, exclusive for whoever takes away
-//! DIR/busy                 byte n is locked while the layer whose number is n is unpacked
+//! DIR/busy                 byte n is locked while a layer or image whose hash begins with n is fetched or unpacked
 //! DIR/names/HEX            a name of an image and what it means, as JSON; HEX is the name's hash
 //! DIR/blobs/sha256/HEX     manifests and configurations as they came
 //! DIR/layers/HEX/root/     a layer, unpacked: a lower directory of overlays
@@ -21,6 +21,7 @@ mod container;
 mod held;
 mod locks;
 mod names;
+mod workspace;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -31,6 +32,7 @@ use crate::digest::Digest;
 pub use container::Container;
 pub(crate) use held::Held;
 pub use names::Record;
+pub use workspace::Workspace;
 
 /// Names the directory, before the defaults.
 pub const VARIABLE: &str = "BULKHEAD_IMAGES";

@@ -97,6 +97,7 @@ pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
         source: bundle.rootfs.clone(),
         readonly: bundle.readonly(),
         flat: false,
+        fd: None,
     };
     let process = bundle.spec.process().as_ref();
     VmSpec {
