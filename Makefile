@@ -9,9 +9,9 @@ TARGET := x86_64-unknown-linux-gnu
 STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(TARGET)
 place = mkdir -p $(BIN) && ln -f -t $(BIN) $(addprefix target/$(TARGET)/release/,$(1))
 
-.PHONY: all help deps kernel lab-kernel build agent rootfs demo test check unit e2e e2e-long lab-selftest lab-shell timeline clean
+.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long lab-selftest lab-shell timeline clean
 
-all: build ## the binaries and the guest kernel
+all: build pull ## the binaries and the guest kernel
 help: ; @grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 deps: ## Debian packages that are missing; asks nothing
 	@tests/lab/install-packages guest-kernel-config/packages tests/lab/packages tests/rootfs/packages
@@ -23,6 +23,9 @@ agent: ## the guest's PID 1, static
 	@$(STATIC) -p bulkhead-agent && $(call place,bulkhead-agent)
 build: kernel agent ## everything a container needs, in target/release
 	@$(STATIC) -p bulkhead -p bulkhead-vmm && $(call place,bulkhead bulkhead-vmm)
+pull: ## what talks to registries: dynamic, for name resolution loads libraries
+	@$(CARGO) build --locked --release --manifest-path runtime/pull/Cargo.toml --target-dir target/pull
+	@mkdir -p $(BIN) && ln -f -t $(BIN) target/pull/release/bulkhead-pull
 rootfs: deps ## root file systems for demo and tests, from Debian packages
 	@tests/rootfs/build busybox >/dev/null && tests/rootfs/build debian >/dev/null
 demo: build rootfs ## a container in a kernel of its own, here or in the lab
@@ -30,12 +33,14 @@ demo: build rootfs ## a container in a kernel of its own, here or in the lab
 test: check unit lab-selftest e2e ## everything CI runs
 check: ## formatting, lints, and the rules of ARCHITECTURE.md (tests/tidy)
 	@$(CARGO) fmt --check && $(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@cd runtime/pull && $(CARGO) fmt --check && $(CARGO) clippy --locked --target-dir ../../target/pull --all-targets -- -D warnings
 	@$(CARGO) test --locked -q -p bulkhead-tests --test tidy
 unit: deps ## unit, property and device tests: no VM
 	@$(CARGO) test --locked --workspace --exclude bulkhead-tests
+	@$(CARGO) test --locked --manifest-path runtime/pull/Cargo.toml --target-dir target/pull
 lab-selftest: lab-kernel ## that the lab is what its README promises
 	@tests/lab/selftest
-e2e: build rootfs lab-kernel ## containers in VMs, on this KVM if it can host Linux, else in the lab
+e2e: build pull rootfs lab-kernel ## containers in VMs, on this KVM if it can host Linux, else in the lab
 	@tests/e2e/run
 timeline: build rootfs lab-kernel ## a cold start on the exact clock, instruction by instruction
 	@tests/timeline-exact

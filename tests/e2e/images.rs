@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bulkhead_tests::image::{Layer, Layout};
+use bulkhead_tests::registry::Registry;
 use bulkhead_tests::{Finished, Host, finish, start, wait};
 use serde_json::{Value, json};
 
@@ -186,6 +187,26 @@ fn an_archive_of_the_layout_runs_as_well() {
     assert!(tar.status().expect("tar runs").success());
     let said = finish(images.bulkhead([OsStr::new("run"), archive.as_os_str()])).ok();
     assert_eq!(said, "from an archive\n");
+}
+
+#[test]
+fn an_image_is_pulled_from_a_registry_once() {
+    let images = Images::busybox(&json!({ "Cmd": ["echo", "from a registry"] }));
+    let registry = Registry::new();
+    images.layout.serve(&registry);
+    let name = format!("127.0.0.1:{}/app:v1", registry.port);
+    let run = || finish(images.bulkhead(["run", &name])).ok();
+    assert_eq!(run(), "from a registry\n");
+    let asked = registry.asked("/v2/app/");
+    assert_eq!(run(), "from a registry\n");
+    assert_eq!(registry.asked("/v2/app/"), asked, "the second one comes from the store");
+    // What is there is not fetched again.
+    let layer = registry.asked(images.base.file_hex());
+    finish(images.bulkhead(["pull", &name])).ok();
+    assert_eq!((registry.asked(images.base.file_hex()), images.count("tmp")), (layer, 0));
+    let missing = format!("127.0.0.1:{}/app:v2", registry.port);
+    finish(images.bulkhead(["pull", &missing])).fails(125, "cannot pull");
+    assert_eq!((images.count("names"), images.count("tmp")), (1, 0));
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::registry::Registry;
+
 /// An OCI image layout directory.
 pub struct Layout {
     /// Where it is.
@@ -88,14 +90,21 @@ impl Layout {
         format!("oci:{}:{tag}", self.dir.display())
     }
 
-    /// The manifest of a tag: its digest and bytes.
-    pub fn manifest(&self, tag: &str) -> (String, Vec<u8>) {
-        let named =
-            |manifest: &&Value| manifest["annotations"]["org.opencontainers.image.ref.name"] == tag;
-        let manifest = self.manifests.iter().find(named).expect("an image of that tag");
-        let digest = manifest["digest"].as_str().unwrap_or_default().to_owned();
-        let path = self.dir.join("blobs").join(digest.replace(':', "/"));
-        (digest, fs::read(path).expect("the manifest"))
+    /// Puts everything into a registry, each image under its tag.
+    pub fn serve(&self, registry: &Registry) {
+        for blob in fs::read_dir(self.dir.join("blobs/sha256")).expect("blobs").flatten() {
+            let bytes = fs::read(blob.path()).expect("a blob");
+            registry.put(&format!("blobs/{}", digest(&bytes)), &bytes);
+        }
+        for manifest in &self.manifests {
+            let digest = manifest["digest"].as_str().unwrap_or_default();
+            let tag = &manifest["annotations"]["org.opencontainers.image.ref.name"];
+            let path = self.dir.join("blobs").join(digest.replace(':', "/"));
+            let bytes = fs::read(path).expect("a manifest");
+            for name in [digest, tag.as_str().unwrap_or_default()] {
+                registry.put(&format!("manifests/{name}"), &bytes);
+            }
+        }
     }
 
     fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {

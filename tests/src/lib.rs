@@ -3,6 +3,7 @@
 //! `make e2e` builds everything and runs the suite where VMs can run.
 
 pub mod image;
+pub mod registry;
 
 use std::ffi::OsStr;
 use std::fs;

@@ -27,11 +27,15 @@ const TOP_LEVEL: [&str; 12] = [
 ];
 
 /// What a crate must not know of, by the names of crates it would need for it.
-const STRANGERS: [(&str, &[&str]); 7] = [
+const STRANGERS: [(&str, &[&str]); 8] = [
     ("bulkhead-devices", &["kvm-", "oci-", "ttrpc", "protobuf", "bulkhead-", "clap"]),
     ("bulkhead-vmm", &["oci-", "clap", "tokio"]),
     ("bulkhead-fs-server", &["kvm-", "vm-memory", "virtio-queue", "oci-", "bulkhead-", "clap"]),
     ("bulkhead-image", &["kvm-", "vm-memory", "virtio-", "bulkhead-", "clap", "tokio"]),
+    (
+        "bulkhead-pull",
+        &["kvm-", "vm-memory", "virtio-", "bulkhead-vmm", "bulkhead-devices", "ttrpc"],
+    ),
     ("bulkhead-protocol", &["kvm-", "vm-memory", "virtio-", "oci-", "bulkhead-", "clap"]),
     ("bulkhead-agent", &["kvm-", "vm-memory", "virtio-", "oci-", "clap", "tokio"]),
     ("bulkhead", &["kvm-", "vm-memory", "virtio-queue"]),
