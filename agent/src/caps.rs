@@ -94,7 +94,8 @@ impl Sets {
             .map_err(|source| CapsError::Refused { set: "effective", source })?;
         let ambient = |source| CapsError::Refused { set: "ambient", source };
         thread::clear_ambient_capability_set().map_err(ambient)?;
-        for cap in self.ambient.iter() {
+        // The others cannot be had, which is no error (config.md, "process", capabilities).
+        for cap in (self.ambient & self.sets.permitted & self.sets.inheritable).iter() {
             thread::configure_capability_in_ambient_set(cap, true).map_err(ambient)?;
         }
         Ok(())

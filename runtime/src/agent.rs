@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use crate::short_path::ShortPath;
 use bulkhead_protocol::AGENT_PORT;
 use bulkhead_protocol::rpc::agent::{
     ContainerSpec, CreateContainerRequest, CreateContainerResponse, ResizeRequest, SignalRequest,
@@ -23,7 +24,7 @@ use rustix::event::PollFlags;
 use ttrpc::MessageHeader;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE};
 
-const SERVICE: &str = "bulkhead.agent.v1.Agent";
+pub(crate) const SERVICE: &str = "bulkhead.agent.v1.Agent";
 /// Longest line the handshake can be answered with: "OK 4294967295\n".
 const HANDSHAKE_MAX: usize = 14;
 /// Bytes read at once, and how often before others get their turn.
@@ -47,6 +48,15 @@ pub enum AgentError {
     Nonsense(&'static str),
     #[error("the guest's agent cannot set the container up: {0}")]
     Create(String),
+    #[error("the guest's agent refuses {method}: {message}")]
+    Refusal {
+        /// What was called.
+        method: &'static str,
+        /// Its sentence.
+        message: String,
+    },
+    #[error("the guest's agent does not answer")]
+    Silent,
 }
 
 /// What the agent said.
@@ -83,7 +93,8 @@ impl Agent {
     /// Connects to the VM's vsock socket, where a VMM may or may not accept already, and asks for
     /// `container` to be started as soon as there is an agent.
     pub fn connect(socket: &Path, container: ContainerSpec) -> Result<Self, AgentError> {
-        let stream = UnixStream::connect(socket).map_err(AgentError::Connect)?;
+        let stream =
+            ShortPath::of(socket).and_then(UnixStream::connect).map_err(AgentError::Connect)?;
         stream.set_nonblocking(true).map_err(AgentError::Connect)?;
         let create = CreateContainerRequest {
             container: Some(container).into(),
@@ -234,7 +245,11 @@ fn created(response: &ttrpc::Response) -> Result<Event, AgentError> {
     })
 }
 
-fn frame(stream: u32, method: &str, message: &impl Message) -> Result<Vec<u8>, AgentError> {
+pub(crate) fn frame(
+    stream: u32,
+    method: &str,
+    message: &impl Message,
+) -> Result<Vec<u8>, AgentError> {
     let encode = |error: protobuf::Error| AgentError::Create(error.to_string());
     let request = ttrpc::Request {
         service: SERVICE.to_owned(),

@@ -113,7 +113,8 @@ impl Facts {
     }
 }
 
-fn host_memory_mib() -> u64 {
+/// Memory of the machine, MiB.
+pub fn host_memory_mib() -> u64 {
     let info = rustix::system::sysinfo();
     (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) >> 20
 }

@@ -10,15 +10,18 @@
 mod agent;
 mod args;
 mod assets;
+mod client;
 mod commands;
+mod delegate;
 mod facts;
 mod images;
 mod net;
-#[allow(dead_code, unused_imports, reason = "the verbs that call it land next")]
 mod oci;
 mod plan;
 mod request;
 mod session;
+mod settings;
+mod short_path;
 mod state;
 mod terminal;
 mod timeline;
@@ -31,12 +34,24 @@ use bulkhead_vmm::timeline::now_ns;
 use clap::Parser;
 
 use crate::args::{Args, Command};
+use crate::commands::oci::OciError;
 use crate::commands::run::RunError;
 use crate::images::ImageError;
-use crate::state::Root;
+use crate::oci::log::Log;
+use crate::state::{Root, StateError};
 
 /// Exit code of a failure of bulkhead's own, as container tools use it.
 const EXIT_FAILED: u8 = 125;
+/// Exit codes of failures of the OCI verbs, as runc has them.
+const EXIT_OCI_FAILED: u8 = 1;
+const EXIT_EXEC_FAILED: u8 = 255;
+
+/// What a failure prints and exits with.
+struct Failure {
+    code: u8,
+    sentence: String,
+    kernel_log: Vec<String>,
+}
 
 fn main() -> ExitCode {
     let started_ns = now_ns();
@@ -47,27 +62,35 @@ fn main() -> ExitCode {
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
-        Err(error) => return fail(&args::sentence(&error.to_string()), &[]),
+        Err(error) => return report(Failure::own(args::sentence(&error.to_string()))),
     };
-    let result = match args.command {
-        Command::Run(run) => Root::choose(args.root)
-            .map_err(RunError::from)
-            .and_then(|root| commands::run::run(&run, &root, started_ns)),
-        Command::Pull(pull) => images(commands::pull::run(&pull)),
-        Command::Images(list) => images(commands::images::run(&list)),
-        Command::Rmi(rmi) => images(commands::rmi::run(&rmi)),
-        Command::Doctor(doctor) => {
-            // A host without a place for state can be examined all the same.
-            let root = Root::choose(args.root).ok();
-            return commands::doctor::run(&doctor, root.as_ref());
+    let log = match Log::new(args.global.log.clone(), &args.global.log_format) {
+        Ok(log) => log,
+        Err(error) => return report(Failure::own(error.to_string())),
+    };
+    let root = Root::choose(args.global.root.clone());
+    if let Command::Doctor(doctor) = args.command {
+        // A host without a place for state can be examined all the same.
+        return commands::doctor::run(&doctor, root.ok().as_ref());
+    }
+    let result = root.map_err(Failure::from).and_then(|root| match &args.command {
+        Command::Pull(pull) => Ok(images(commands::pull::run(pull))?),
+        Command::Images(list) => Ok(images(commands::images::run(list))?),
+        Command::Rmi(rmi) => Ok(images(commands::rmi::run(rmi))?),
+        Command::Run(run) if !commands::run_bundle::is_meant(run) => {
+            Ok(commands::run::run(run, &root, started_ns)?)
         }
-    };
+        command => {
+            commands::isolation::choose(command, &args.global, &root)
+                .map_err(|error| Failure::oci(error, EXIT_OCI_FAILED))?;
+            oci(command, &root, &log, args.global.systemd_cgroup)
+        }
+    });
     match result {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            let code = error.exit_code();
-            fail(&error.to_string(), error.kernel_log());
-            ExitCode::from(code)
+        Err(failure) => {
+            log.error(&failure.sentence);
+            report(failure)
         }
     }
 }
@@ -77,10 +100,60 @@ fn images(done: Result<(), ImageError>) -> Result<u8, RunError> {
     Ok(done.map(|()| 0)?)
 }
 
-fn fail(sentence: &str, kernel_log: &[String]) -> ExitCode {
-    eprintln!("bulkhead: {sentence}");
-    for line in kernel_log {
+/// The verbs of the OCI command line.
+fn oci(command: &Command, root: &Root, log: &Log, systemd_cgroup: bool) -> Result<u8, Failure> {
+    use commands::*;
+    let done = match command {
+        Command::Exec(exec) => {
+            return exec::run(exec, root).map_err(|error| Failure::oci(error, EXIT_EXEC_FAILED));
+        }
+        Command::Run(run) => run_bundle::run(run, root, systemd_cgroup, log),
+        Command::Create(create) => create::run(create, root, systemd_cgroup).map(|()| 0),
+        Command::Start(start) => start::run(start, root, log).map(|()| 0),
+        Command::State(state) => state::run(state, root).map(|()| 0),
+        Command::Kill(kill) => kill::run(kill, root).map(|()| 0),
+        Command::Delete(delete) => delete::run(delete, root, log).map(|()| 0),
+        Command::Ps(ps) => ps::run(ps, root).map(|()| 0),
+        Command::List(list) => list::run(list, root).map(|()| 0),
+        Command::Update(update) => update::run(update, root).map(|()| 0),
+        Command::Pause(pause) => pause::run(pause, root).map(|()| 0),
+        Command::Resume(resume) => resume::run(resume, root).map(|()| 0),
+        Command::Events(events) => events::run(events, root).map(|()| 0),
+        Command::Spec(spec) => spec::run(spec).map(|()| 0),
+        Command::Features => features::run().map(|()| 0),
+        // Done in `main`.
+        Command::Doctor(_) | Command::Pull(_) | Command::Images(_) | Command::Rmi(_) => Ok(0),
+    };
+    done.map_err(|error| Failure::oci(error, EXIT_OCI_FAILED))
+}
+
+impl Failure {
+    fn own(sentence: String) -> Self {
+        Self { code: EXIT_FAILED, sentence, kernel_log: Vec::new() }
+    }
+
+    fn oci(error: OciError, code: u8) -> Self {
+        Self { code, sentence: error.to_string(), kernel_log: error.kernel_log().to_vec() }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::own(error.to_string())
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let kernel_log = error.kernel_log().to_vec();
+        Self { code: error.exit_code(), sentence: error.to_string(), kernel_log }
+    }
+}
+
+fn report(failure: Failure) -> ExitCode {
+    eprintln!("bulkhead: {}", failure.sentence);
+    for line in &failure.kernel_log {
         eprintln!("  {line}");
     }
-    ExitCode::from(EXIT_FAILED)
+    ExitCode::from(failure.code)
 }

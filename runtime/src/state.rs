@@ -6,16 +6,18 @@
 //! ROOT/NAME/lock      held by `bulkhead run` and by its bulkhead-vmm for as long as either lives
 //! ROOT/NAME/vsock.sock
 //! ROOT/NAME/control.sock   the monitor's (see bulkhead_vmm::control)
+//! ROOT/ID/state.json  of an OCI container, once it was created: what is known of it (oci/record.rs)
+//! ROOT/ID/config.json its configuration, as it was then
+//! ROOT/ID/report.json how its VM ended, once it has
 //! ```
 //!
 //! A directory whose `lock` nobody holds belongs to the dead: the next call of `bulkhead` removes
-//! it. The lock is a flock(2) on an open file that the VMM inherits, so it cannot outlive its
+//! it, unless it is that of an OCI container, which stays, stopped, until it is deleted. The lock is a flock(2) on an open file that the VMM inherits, so it cannot outlive its
 //! holders, whatever they die of, and there is no process ID that could be another's by now.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -24,10 +26,12 @@ use rustix::io::Errno;
 
 /// The root directory for root.
 const SYSTEM_ROOT: &str = "/run/bulkhead";
-/// The most bytes of a Unix socket's path: `sun_path` of linux/un.h without its final NUL.
-const SOCKET_PATH_MAX: usize = 107;
-/// Room for what is appended to a VM's socket path: `_` and a port.
-const PORT_SUFFIX_MAX: usize = 11;
+/// What is kept of an OCI container, in its directory.
+pub const RECORD: &str = "state.json";
+/// The monitor's control socket, in a VM's directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// A VM's vsock socket, in its directory.
+pub const SOCKET: &str = "vsock.sock";
 
 /// Why a VM's state cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +49,8 @@ pub enum StateError {
     },
     #[error("a VM named {0} is running already; choose another --name")]
     Running(String),
-    #[error("{} is too long a path for a Unix socket; give a shorter --root or --name", .0.display())]
-    TooLong(PathBuf),
+    #[error("a container with the ID {0} exists already")]
+    Exists(String),
 }
 
 fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> StateError {
@@ -92,15 +96,15 @@ impl Root {
     /// Makes the directory of a VM, after a sweep; refuses a name that is in use.
     pub fn claim(&self, name: &str) -> Result<VmDir, StateError> {
         let path = self.0.join(name);
-        let socket = path.join(VmDir::SOCKET);
-        if socket.as_os_str().as_bytes().len() + PORT_SUFFIX_MAX > SOCKET_PATH_MAX {
-            return Err(StateError::TooLong(socket));
-        }
         let lock = self.lock()?;
         self.sweep_locked(&lock);
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(StateError::Running(name.to_owned()));
+                let name = name.to_owned();
+                return Err(match is_container(&path) {
+                    true => StateError::Exists(name),
+                    false => StateError::Running(name),
+                });
             }
             made => made.map_err(failed("make directory", &path))?,
         }
@@ -111,11 +115,33 @@ impl Root {
             Ok(held)
         });
         match held {
-            Ok(held) => Ok(VmDir { root: self.clone(), path, lock: held }),
+            Ok(held) => Ok(VmDir { root: self.clone(), path, lock: held, stays: false }),
             Err(source) => {
                 let _ = fs::remove_dir_all(&path);
                 Err(failed("lock", &file)(source))
             }
+        }
+    }
+
+    /// The directories of OCI containers, by name.
+    pub fn containers(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let containers = entries.filter(|entry| is_container(&entry.path()));
+        let mut names: Vec<String> =
+            containers.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+
+    /// Removes the directory of a container. One that is not there is removed.
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.0.join(name);
+        let _lock = self.lock()?;
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("remove", &path)(error))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -130,7 +156,7 @@ impl Root {
     fn sweep_locked(&self, _lock: &File) {
         let Ok(entries) = fs::read_dir(&self.0) else { return };
         let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
-        for dir in dirs.map(|entry| entry.path()).filter(|dir| is_dead(dir)) {
+        for dir in dirs.map(|entry| entry.path()).filter(|dir| !is_container(dir) && is_dead(dir)) {
             // What cannot be removed now (another user's) is the next call's to try.
             let _ = fs::remove_dir_all(dir);
         }
@@ -142,14 +168,20 @@ fn open_lock(path: &Path) -> io::Result<File> {
     options.create(true).truncate(false).write(true).mode(0o600).open(path)
 }
 
-/// Whether nobody holds the lock of a VM's directory. The root's lock keeps half-made ones away.
-fn is_dead(dir: &Path) -> bool {
+/// Whether nobody holds the lock of a VM's directory. The root's lock keeps half-made ones away, and
+/// those who ask do not take each other for holders.
+pub fn is_dead(dir: &Path) -> bool {
     match File::open(dir.join(VmDir::LOCK)) {
         Ok(file) => {
-            !matches!(flock(&file, FlockOperation::NonBlockingLockExclusive), Err(Errno::AGAIN))
+            !matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::AGAIN))
         }
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
+}
+
+/// Whether a directory is that of an OCI container that was created.
+fn is_container(dir: &Path) -> bool {
+    dir.join(RECORD).exists()
 }
 
 /// The directory of a VM of ours; removed when dropped.
@@ -158,21 +190,30 @@ pub struct VmDir {
     root: Root,
     path: PathBuf,
     lock: File,
+    stays: bool,
 }
 
 impl VmDir {
     const LOCK: &str = "lock";
-    const SOCKET: &str = "vsock.sock";
-    const CONTROL_SOCKET: &str = "control.sock";
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves the directory to whoever holds its lock, and to `delete`.
+    pub fn leave(mut self) {
+        self.stays = true;
+    }
 
     /// Path of the VM's vsock socket.
     pub fn socket(&self) -> PathBuf {
-        self.path.join(Self::SOCKET)
+        self.path.join(SOCKET)
     }
 
     /// Path of the VM's control socket.
     pub fn control_socket(&self) -> PathBuf {
-        self.path.join(Self::CONTROL_SOCKET)
+        self.path.join(CONTROL_SOCKET)
     }
 
     /// The lock that says that the VM lives, for the VMM to inherit.
@@ -183,6 +224,9 @@ impl VmDir {
 
 impl Drop for VmDir {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         // Without the root's lock the next VM of this name could be making its directory already.
         // A failure leaves work for the next sweep.
         if let Ok(_root) = self.root.lock() {
@@ -259,17 +303,26 @@ mod tests {
     }
 
     #[test]
+    fn a_container_stays_when_its_vm_has_ended() {
+        let (_dir, root) = root();
+        let container = root.claim("web").unwrap();
+        fs::write(container.path().join(RECORD), "{}").unwrap();
+        assert!(!is_dead(container.path()) && !is_dead(container.path()));
+        container.leave();
+        root.sweep();
+        assert_eq!(root.containers(), ["web"]);
+        assert!(is_dead(&root.file("web")));
+        assert!(matches!(root.claim("web"), Err(StateError::Exists(id)) if id == "web"));
+        root.remove("web").unwrap();
+        root.remove("web").unwrap();
+        assert_eq!(names(&root), [""; 0]);
+    }
+
+    #[test]
     fn sweeping_where_nothing_is_makes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root(dir.path().join("root"));
         root.sweep();
         assert!(!dir.path().join("root").exists());
-    }
-
-    #[test]
-    fn too_long_a_socket_path_is_refused_before_anything_is_made() {
-        let (_dir, root) = root();
-        let root = Root(root.0.join("x".repeat(100)));
-        assert!(matches!(root.claim("web"), Err(StateError::TooLong(_))));
     }
 }

@@ -12,6 +12,7 @@ use bulkhead_vmm::spec::{Report, VmSpec};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::short_path::ShortPath;
 use crate::state::VmDir;
 use bulkhead_vmm::signals;
 
@@ -148,16 +149,17 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn bind(path: PathBuf) -> Result<UnixListener, VmmError> {
-    UnixListener::bind(&path).map_err(|source| VmmError::Bind { path, source })
+pub fn bind(path: PathBuf) -> Result<UnixListener, VmmError> {
+    let listener = ShortPath::of(&path).and_then(UnixListener::bind);
+    listener.map_err(|source| VmmError::Bind { path, source })
 }
 
-fn pidfd(child: &Child) -> io::Result<OwnedFd> {
+pub fn pidfd(child: &Child) -> io::Result<OwnedFd> {
     let pid = Pid::from_child(child);
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-fn json_file(spec: &VmSpec) -> io::Result<File> {
+pub fn json_file(spec: &VmSpec) -> io::Result<File> {
     let mut file = File::from(rustix::fs::memfd_create("vm-spec", MemfdFlags::CLOEXEC)?);
     file.write_all(&serde_json::to_vec(spec)?)?;
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;

@@ -265,7 +265,11 @@ pub fn read_until(stream: &mut UnixStream, text: &str) -> String {
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).contains(text) {
         let mut chunk = [0; 1024];
-        let n = stream.read(&mut chunk).unwrap();
+        let n = match stream.read(&mut chunk) {
+            // A socket with a time limit is not read again by itself (signal(7)).
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            read => read.unwrap(),
+        };
         assert!(n > 0, "{:?} ended without {text:?}", String::from_utf8_lossy(&seen));
         seen.extend_from_slice(&chunk[..n]);
     }

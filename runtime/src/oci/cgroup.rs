@@ -31,6 +31,9 @@ const DEPTH_MAX: usize = 32;
 /// Why there is no cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
+    /// Its place.
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// The host's cgroups are unknown.
     #[error("cannot find the host's cgroups in /proc/self/mountinfo: {0}")]
     Layout(#[source] io::Error),

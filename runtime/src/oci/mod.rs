@@ -50,8 +50,21 @@
 //! | annotations | read by the verbs (isolation); others mean nothing here |
 //! | solaris, windows, vm, zos, unknown fields | ignored |
 
+pub mod background;
 pub mod bundle;
 pub mod cgroup;
+pub mod clock;
+pub mod console;
+pub mod container;
+pub mod create;
+pub mod detached;
+pub mod exec;
+pub mod hooks;
+pub mod id;
+pub mod log;
 pub mod plan;
+pub mod record;
+pub mod signal;
+pub mod status;
 #[cfg(test)]
 pub mod testing;

@@ -17,7 +17,9 @@ pub use volume::Volume;
 /// Why what was typed makes no container.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    #[error("no root file system: give an image, or --rootfs DIR")]
+    #[error(
+        "no root file system: give an image, --rootfs DIR, or --bundle DIR and the container's ID"
+    )]
     Rootfs,
     #[error("--cpus {0}: give a number from 1 to {VCPUS_MAX}")]
     Cpus(String),

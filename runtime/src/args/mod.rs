@@ -1,24 +1,53 @@
 //! The command line as typed. What it means is decided in [`crate::request`].
 
+pub mod oci;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
 /// Containers in Linux kernels of their own.
 #[derive(Debug, Parser)]
-#[command(name = "bulkhead", version)]
+#[command(name = "bulkhead", version, disable_help_subcommand = true)]
 pub struct Args {
-    /// Where running VMs are kept [default: /run/bulkhead as root, else $XDG_RUNTIME_DIR/bulkhead]
-    #[arg(long, global = true, value_name = "DIR")]
-    pub root: Option<PathBuf>,
+    #[command(flatten)]
+    pub global: oci::Global,
     #[command(subcommand)]
     pub command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a command from an image or a root directory in a micro-VM; its exit code is bulkhead's
+    /// Run a command from an image or a root directory, or a bundle's container; its exit code is bulkhead's
     Run(Box<RunArgs>),
+    /// Make the container of a bundle, ready to be started
+    Create(oci::CreateArgs),
+    /// Start the process of a created container
+    Start(oci::IdArgs),
+    /// Print what a container is doing, as JSON
+    State(oci::IdArgs),
+    /// Send a signal to a container
+    Kill(oci::KillArgs),
+    /// Remove a container
+    Delete(oci::DeleteArgs),
+    /// Run a further process in a running container
+    Exec(Box<oci::ExecArgs>),
+    /// List the processes of a container
+    Ps(oci::PsArgs),
+    /// List containers
+    List(oci::ListArgs),
+    /// Stop a container's virtual CPUs
+    Pause(oci::IdArgs),
+    /// Let them run again
+    Resume(oci::IdArgs),
+    /// Print what a container uses, and when it runs out of memory, as JSON
+    Events(oci::EventsArgs),
+    /// Change a container's limits
+    Update(Box<oci::UpdateArgs>),
+    /// Write a config.json to start from
+    Spec(oci::SpecArgs),
+    /// Print what this runtime can do, as JSON (OCI runtime specification, features.md)
+    Features,
     /// Bring an image into the store
     Pull(PullArgs),
     /// List the images in the store
@@ -35,6 +64,14 @@ pub struct RunArgs {
     /// Directory that is the container's root file system, instead of an image
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
+    #[command(flatten)]
+    pub bundle: oci::BundleArgs,
+    /// Leave the container of a bundle running, and end
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keep the container of a bundle when it has ended
+    #[arg(long)]
+    pub keep: bool,
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", default_value = "1")]
     pub cpus: String,
@@ -95,8 +132,9 @@ pub struct RunArgs {
     /// What confines the VMM: off is for finding out why a jail fails, never for strangers' code
     #[arg(long, value_name = "strict|off", default_value = "strict", value_parser = ["strict", "off"])]
     pub jail: String,
-    /// Image, then the command to run in it (or the image's own); with --rootfs the command alone
-    #[arg(value_name = "IMAGE|CMD", required = true, trailing_var_arg = true)]
+    /// Image, then the command to run in it (or the image's own); with --rootfs the command alone; with
+    /// a bundle, the container's ID
+    #[arg(value_name = "IMAGE|CMD|ID", required = true, trailing_var_arg = true)]
     pub command: Vec<String>,
 }
 
@@ -158,7 +196,7 @@ mod tests {
         let args = Args::try_parse_from(typed).unwrap();
         let Command::Run(run) = args.command else { panic!("not run") };
         assert_eq!(run.command, ["ls", "-l", "--root", "x"]);
-        assert!(run.tty && run.interactive && args.root.is_none());
+        assert!(run.tty && run.interactive && args.global.root.is_none());
     }
 
     #[test]

@@ -1,0 +1,24 @@
+//! `bulkhead create`: makes the container of a bundle, ready to be started.
+
+use super::oci::{OciError, write_pid_file};
+use crate::args::oci::CreateArgs;
+use crate::oci::container::ContainerError;
+use crate::oci::create::{self, Wanted};
+use crate::oci::id::ContainerId;
+use crate::state::Root;
+
+/// Creates it and leaves it behind.
+pub fn run(args: &CreateArgs, root: &Root, systemd_cgroup: bool) -> Result<(), OciError> {
+    let id = ContainerId::try_from(args.id.as_str())?;
+    let wanted = Wanted { id: &id, args: &args.bundle, detach: true, systemd_cgroup };
+    let (container, mut vmm) = create::create(wanted, root)?;
+    if let Some(file) = &args.bundle.pid_file
+        && let Err(error) = write_pid_file(file, container.record.process.pid)
+    {
+        vmm.kill();
+        root.remove(id.as_str()).map_err(ContainerError::from)?;
+        return Err(error);
+    }
+    vmm.let_go();
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! `bulkhead events`: what a container uses, as JSON lines in runc's form, and when it runs out of
+//! memory. The figures are the guest kernel's.
+
+use std::time::Duration;
+
+use bulkhead_protocol::rpc::agent::{StatsRequest, StatsResponse};
+use serde_json::{Value, json};
+
+use super::oci::{self, OciError, PATIENCE, print};
+use crate::args::oci::EventsArgs;
+use crate::oci::container::Container;
+use crate::oci::record::Status;
+use crate::state::Root;
+
+/// Prints them until the container ends.
+pub fn run(args: &EventsArgs, root: &Root) -> Result<(), OciError> {
+    let interval = interval(&args.interval)?;
+    let container = oci::open(root, &args.id)?;
+    let status = container.status();
+    if status == Status::Stopped {
+        return Err(OciError::NotRunning { id: container.id, status });
+    }
+    if args.stats {
+        print(&stats_event(&args.id, &stats(&container)?).to_string());
+        return Ok(());
+    }
+    let mut oom_kills = 0;
+    loop {
+        match stats(&container) {
+            Ok(stats) => {
+                if stats.oom_kills > oom_kills {
+                    oom_kills = stats.oom_kills;
+                    print(&oom_event(&args.id).to_string());
+                }
+                print(&stats_event(&args.id, &stats).to_string());
+            }
+            // Paused, or just about to end.
+            Err(_) if container.status() != Status::Running => {}
+            Err(error) => return Err(error),
+        }
+        if container.wait(interval) {
+            if container.post_mortem().iter().any(|(name, _)| name.ends_with(".oom"))
+                && oom_kills == 0
+            {
+                print(&oom_event(&args.id).to_string());
+            }
+            return Ok(());
+        }
+    }
+}
+
+fn stats(container: &Container) -> Result<StatsResponse, OciError> {
+    let mut agent = container.agent(PATIENCE)?;
+    Ok(agent.call("Stats", &StatsRequest::default(), PATIENCE)?)
+}
+
+/// "5s", "500ms", "1m", or seconds.
+fn interval(text: &str) -> Result<Duration, OciError> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "" | "s" => 1000,
+        "ms" => 1,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    let ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ms));
+    ms.filter(|ms| *ms > 0).map(Duration::from_millis).ok_or_else(|| OciError::Option {
+        option: "interval",
+        value: text.to_owned(),
+        advice: "give a time such as 5s or 500ms, more than 0",
+    })
+}
+
+fn stats_event(id: &str, stats: &StatsResponse) -> Value {
+    let ns = |us: u64| us.saturating_mul(1000);
+    json!({
+        "type": "stats",
+        "id": id,
+        "data": {
+            "cpu": {
+                "usage": {
+                    "total": ns(stats.cpu_usage_us),
+                    "kernel": ns(stats.cpu_system_us),
+                    "user": ns(stats.cpu_user_us),
+                },
+                "throttling": {},
+            },
+            "memory": {
+                "usage": {
+                    "usage": stats.memory_bytes,
+                    "max": stats.memory_peak_bytes,
+                    "limit": stats.memory_limit_bytes,
+                    "failcnt": stats.oom_kills,
+                },
+            },
+            "pids": { "current": stats.pids, "limit": stats.pids_limit },
+            "blkio": {},
+            "hugetlb": {},
+        },
+    })
+}
+
+fn oom_event(id: &str) -> Value {
+    json!({ "type": "oom", "id": id })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals() {
+        for (text, ms) in [("5", 5000), ("5s", 5000), ("20ms", 20), ("2m", 120_000)] {
+            assert_eq!(interval(text).unwrap(), Duration::from_millis(ms), "{text}");
+        }
+        for bad in ["", "0", "0s", "s", "1d", "-1s", "1.5s", "99999999999999999999h"] {
+            assert!(interval(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn figures_have_runc_s_names_and_units() {
+        let stats =
+            StatsResponse { cpu_usage_us: 7, memory_bytes: 4096, pids: 3, ..Default::default() };
+        let event = stats_event("web", &stats);
+        assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!("web")));
+        let data = &event["data"];
+        assert_eq!(data["cpu"]["usage"]["total"], 7000);
+        assert_eq!(data["memory"]["usage"]["usage"], 4096);
+        assert_eq!(data["pids"]["current"], 3);
+    }
+}

@@ -1,0 +1,79 @@
+//! `bulkhead ps`: the processes of a container, as its own kernel counts them.
+
+use std::fmt::Write as _;
+
+use bulkhead_protocol::rpc::agent::{ProcessInfo, ProcessesRequest, ProcessesResponse};
+
+use super::oci::{self, OciError, PATIENCE, print};
+use crate::args::oci::PsArgs;
+use crate::oci::record::Status;
+use crate::state::Root;
+
+/// Prints them.
+pub fn run(args: &PsArgs, root: &Root) -> Result<(), OciError> {
+    let container = oci::open(root, &args.id)?;
+    let status = container.status();
+    if matches!(status, Status::Stopped | Status::Paused) {
+        return Err(OciError::NotRunning { id: container.id, status });
+    }
+    let mut agent = container.agent(PATIENCE)?;
+    let response: ProcessesResponse =
+        agent.call("Processes", &ProcessesRequest::default(), PATIENCE)?;
+    print(&match args.format.as_str() {
+        "table" => table(&response.processes),
+        "json" => json(&response.processes),
+        other => return Err(OciError::Format(other.to_owned())),
+    });
+    Ok(())
+}
+
+fn json(processes: &[ProcessInfo]) -> String {
+    let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
+    // A list of numbers always serialises.
+    serde_json::to_string(&pids).unwrap_or_default()
+}
+
+fn table(processes: &[ProcessInfo]) -> String {
+    let mut table = String::from("    UID     PID    PPID S       RSS      TIME COMMAND\n");
+    for process in processes {
+        let ProcessInfo { pid, parent_pid, uid, cpu_ms, .. } = process;
+        let (minutes, seconds, hundredths) =
+            (cpu_ms / 60_000, cpu_ms / 1000 % 60, cpu_ms / 10 % 100);
+        let kib = process.resident_bytes >> 10;
+        let state = plain(&process.state);
+        let command = plain(&process.command);
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            table,
+            "{uid:>7} {pid:>7} {parent_pid:>7} {state:1} {kib:>8}K {minutes:>3}:{seconds:02}.{hundredths:02} {command}",
+        );
+    }
+    table
+}
+
+/// The guest's text for our terminal: nothing in it may move the cursor.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_s_words_cannot_break_the_table() {
+        let process = ProcessInfo {
+            pid: 7,
+            parent_pid: 1,
+            state: "S".to_owned(),
+            command: "sh -c \x1b[2J\nroot".to_owned(),
+            cpu_ms: 61_230,
+            resident_bytes: 4096,
+            ..Default::default()
+        };
+        let table = table(std::slice::from_ref(&process));
+        assert_eq!(table.lines().count(), 2);
+        assert!(table.ends_with("4K   1:01.23 sh -c ?[2J?root\n"), "{table}");
+        assert_eq!(json(&[process]), "[7]");
+    }
+}

@@ -1,0 +1,85 @@
+//! `bulkhead run` without --rootfs: `create`, `start`, and `delete` when it has ended.
+
+use std::path::Path;
+
+use bulkhead_vmm::signals::Signals;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::oci::{OciError, write_pid_file};
+use super::{delete, start};
+use crate::args::RunArgs;
+use crate::oci::bundle;
+use crate::oci::container::{Container, exit_code};
+use crate::oci::create::{self, Wanted};
+use crate::oci::detached::Detached;
+use crate::oci::id::ContainerId;
+use crate::oci::log::Log;
+use crate::state::Root;
+use crate::terminal::Raw;
+use crate::vmm;
+
+/// Whether that is what was typed: no --rootfs, but a bundle, here if nowhere else.
+pub fn is_meant(args: &RunArgs) -> bool {
+    let here = || args.command.len() == 1 && Path::new(bundle::CONFIG).exists();
+    args.rootfs.is_none() && (args.bundle.bundle.is_some() || here())
+}
+
+/// Runs the container of a bundle; returns its exit code, or 0 if it is left behind.
+pub fn run(args: &RunArgs, root: &Root, systemd_cgroup: bool, log: &Log) -> Result<u8, OciError> {
+    let [id] = &args.command[..] else { return Err(OciError::OneId) };
+    let id = ContainerId::try_from(id.as_str())?;
+    // Before the VMM is there: none may be lost.
+    let signals = (!args.detach).then(Signals::block).transpose().map_err(OciError::Signals)?;
+    let detach = args.detach;
+    let wanted = Wanted { id: &id, args: &args.bundle, detach, systemd_cgroup };
+    let (mut container, mut vmm) = create::create(wanted, root)?;
+    let pid = container.record.process.pid;
+    let pid_file = args.bundle.pid_file.as_deref();
+    let started = pid_file
+        .map_or(Ok(()), |file| write_pid_file(file, pid))
+        .and_then(|()| start::start(&mut container, log));
+    if let Err(error) = started {
+        vmm.kill();
+        delete::delete(&container, root, true, log)?;
+        return Err(error);
+    }
+    let Some(signals) = signals else {
+        vmm.let_go();
+        return Ok(0);
+    };
+    let code = watch(&container, vmm, &signals);
+    if !args.keep {
+        delete::delete(&container, root, true, log)?;
+    }
+    code
+}
+
+/// Passes signals on until the container ends. The VMM stays on its leash: it ends with us.
+fn watch(container: &Container, mut vmm: Detached, signals: &Signals) -> Result<u8, OciError> {
+    let terminal = container.config()?.process().as_ref().and_then(|p| p.terminal());
+    let raw = match terminal {
+        Some(true) => Raw::enter().unwrap_or(None),
+        _ => None,
+    };
+    let pidfd = vmm::pidfd(&vmm.child).map_err(OciError::Signals)?;
+    loop {
+        let mut fds = [PollFd::new(signals, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| poll(&mut fds, None))
+            .map_err(|errno| OciError::Signals(errno.into()))?;
+        if !fds[1].revents().is_empty() {
+            break;
+        }
+        for signal in signals.read().map_err(OciError::Signals)? {
+            if let Some(signal) = rustix::process::Signal::from_named_raw(signal) {
+                // The VMM tells the guest.
+                container.signal_vmm(signal)?;
+            }
+        }
+    }
+    drop(raw);
+    let status = vmm.child.wait().map_err(OciError::Signals)?;
+    match container.failure() {
+        Some((message, kernel_log)) => Err(OciError::Vm { message, kernel_log }),
+        None => Ok(exit_code(status)),
+    }
+}

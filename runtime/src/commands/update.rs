@@ -1,0 +1,95 @@
+//! `bulkhead update`: new limits for a running container, in the guest's cgroup and in the host's.
+
+use std::fs;
+use std::io::{self, Read as _};
+
+use bulkhead_protocol::rpc::agent::{UpdateResourcesRequest, UpdateResourcesResponse};
+use oci_spec::runtime::LinuxResources;
+use serde_json::{Map, Value, json};
+
+use super::oci::{self, OciError, PATIENCE};
+use crate::args::oci::UpdateArgs;
+use crate::oci::cgroup::Limits;
+use crate::oci::plan;
+use crate::oci::record::Status;
+use crate::state::Root;
+
+/// Sets them.
+pub fn run(args: &UpdateArgs, root: &Root) -> Result<(), OciError> {
+    let container = oci::open(root, &args.id)?;
+    let status = container.status();
+    if matches!(status, Status::Stopped | Status::Paused) {
+        return Err(OciError::NotRunning { id: container.id, status });
+    }
+    let resources = resources(args)?;
+    let request =
+        UpdateResourcesRequest { cgroup: plan::resources::guest(&resources), ..Default::default() };
+    let _: UpdateResourcesResponse =
+        container.agent(PATIENCE)?.call("UpdateResources", &request, PATIENCE)?;
+    Ok(container.cgroup()?.limit(&Limits::of_change(&resources))?)
+}
+
+fn resources(args: &UpdateArgs) -> Result<LinuxResources, OciError> {
+    let json = match &args.resources {
+        None => return serde_json::from_value(from_options(args)).map_err(OciError::Resources),
+        Some(file) if file.as_os_str() == "-" => {
+            let mut text = String::new();
+            io::stdin().read_to_string(&mut text).map(|_| text)
+        }
+        Some(file) => fs::read_to_string(file),
+    };
+    let path = || args.resources.clone().unwrap_or_default();
+    let json = json.map_err(|source| OciError::Read { path: path(), source })?;
+    serde_json::from_str(&json).map_err(OciError::Resources)
+}
+
+/// The options in the specification's form; only what was given.
+fn from_options(args: &UpdateArgs) -> Value {
+    let group = |fields: &[(&str, Option<Value>)]| {
+        let given = fields
+            .iter()
+            .filter_map(|(name, value)| value.clone().map(|value| ((*name).to_owned(), value)));
+        Some(given.collect::<Map<_, _>>()).filter(|given| !given.is_empty()).map(Value::Object)
+    };
+    let groups = [
+        (
+            "memory",
+            group(&[
+                ("limit", args.memory.map(Value::from)),
+                ("reservation", args.memory_reservation.map(Value::from)),
+                ("swap", args.memory_swap.map(Value::from)),
+            ]),
+        ),
+        (
+            "cpu",
+            group(&[
+                ("period", args.cpu_period.map(Value::from)),
+                ("quota", args.cpu_quota.map(Value::from)),
+                ("shares", args.cpu_share.map(Value::from)),
+                ("cpus", args.cpuset_cpus.clone().map(Value::from)),
+                ("mems", args.cpuset_mems.clone().map(Value::from)),
+            ]),
+        ),
+        ("blockIO", group(&[("weight", args.blkio_weight.map(Value::from))])),
+        ("pids", group(&[("limit", args.pids_limit.map(Value::from))])),
+    ];
+    group(&groups).unwrap_or_else(|| json!({}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[test]
+    fn options_become_resources() {
+        let typed = "bulkhead update --memory 1048576 --cpu-quota -1 --pids-limit 9 web";
+        let args = crate::args::Args::try_parse_from(typed.split(' ')).unwrap();
+        let crate::args::Command::Update(args) = args.command else { panic!("not update") };
+        let resources = resources(&args).unwrap();
+        assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(1 << 20));
+        assert_eq!(resources.cpu().as_ref().unwrap().quota(), Some(-1));
+        assert_eq!(resources.pids().as_ref().unwrap().limit(), 9);
+        assert!(resources.block_io().is_none());
+    }
+}

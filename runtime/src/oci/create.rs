@@ -1,0 +1,332 @@
+//! From a bundle to a created container: its VM runs, and its process waits to be executed.
+//!
+//! ```text
+//! bundle ▶ plan ▶ directory claimed ▶ VMM on its leash ▶ hooks ▶ the guest's container ▶ recorded
+//! ```
+//!
+//! Whatever fails on the way leaves nothing behind: the directory goes when [`VmDir`] is dropped,
+//! the VMM with its leash.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use bulkhead_protocol::rpc::agent::{
+    ContainerSpec, CreateContainerRequest, CreateContainerResponse, StartFailure,
+};
+use bulkhead_vmm::spec::{Outcome, VmSpec};
+use oci_spec::runtime::Hooks;
+use rustix::termios::Winsize;
+
+use super::bundle::{self, Bundle, BundleError};
+use super::cgroup::{CgroupError, HostCgroup, Limits};
+use super::clock;
+use super::console::{Console, ConsoleError};
+use super::container::{CONFIG, Container, ContainerError, host_cgroup};
+use super::detached::{Detached, Surroundings};
+use super::hooks::{self, HookError};
+use super::id::ContainerId;
+use super::plan::{self, Host, Network, PlanError};
+use super::record::{HostProcess, Phase, Record};
+use super::status::State;
+use crate::agent::AgentError;
+use crate::args::oci::BundleArgs;
+use crate::assets::{self, AssetError, Dirs};
+use crate::client::Client;
+use crate::facts;
+use crate::net::{self, NetError};
+use crate::state::{Root, StateError, VmDir};
+use crate::terminal;
+use crate::verdict::{self, VerdictError};
+use crate::vmm::VmmError;
+
+/// How long a guest may take to boot: far longer than the slowest that was seen.
+const BOOT_MAX: Duration = Duration::from_secs(120);
+/// How long it may take to make the container, which includes all its mounts.
+const SETUP_MAX: Duration = Duration::from_secs(120);
+
+/// Why there is no container.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("{}: process is missing; a container without one cannot be created", .0.display())]
+    NoProcess(PathBuf),
+    #[error("process.terminal is set: give a --console-socket for the terminal to be sent to")]
+    NoConsoleSocket,
+    #[error("--console-socket needs a process with a terminal, and one that is left behind")]
+    NoTerminal,
+    #[error(
+        "the container asks for the host's network, which a kernel of its own cannot share: give it \
+         another one (podman: --network bridge or none), or --isolation process"
+    )]
+    HostNetwork,
+    #[error("--preserve-fds {0}: descriptors of this host mean nothing to the guest's kernel")]
+    PreserveFds(u32),
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Verdict(#[from] VerdictError),
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("{}", .0.message)]
+    Start(StartFailure),
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    #[error("cannot keep a copy of {}: {source}", .path.display())]
+    Copy {
+        /// The configuration.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    #[error("{message}")]
+    Vm {
+        /// Why the VM ended.
+        message: String,
+        /// The guest kernel's last lines, if it panicked.
+        kernel_log: Vec<String>,
+    },
+}
+
+/// What is asked for besides the bundle.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The container's ID.
+    pub id: &'a ContainerId,
+    /// The options that `create` and `run` have in common.
+    pub args: &'a BundleArgs,
+    /// The container outlives this process.
+    pub detach: bool,
+    /// linux.cgroupsPath has systemd's form.
+    pub systemd_cgroup: bool,
+}
+
+/// Creates a container; it lives on only if the VMM is [let go](Detached::let_go).
+pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), CreateError> {
+    let dir = wanted.args.bundle.as_deref().unwrap_or(Path::new("."));
+    let bundle = Bundle::load(dir)?;
+    let config = bundle.dir.join(bundle::CONFIG);
+    let spec = plan::container(&bundle, wanted.id.as_str(), 0)?;
+    check(wanted, &bundle, &spec, &config)?;
+    let dirs = Dirs::of_this_process();
+    let vmm = dirs.program(assets::VMM)?;
+    let host = host(&dirs)?;
+    root.create()?;
+    verdict::ensure(root)?;
+    let dir = root.claim(wanted.id.as_str())?;
+    fs::copy(&config, dir.path().join(CONFIG))
+        .map_err(|source| CreateError::Copy { path: config, source })?;
+    bundle.make_mount_points()?;
+    let network = match plan::network(&bundle) {
+        Network::Joined(path) => net::Network::take_over(&path)?,
+        Network::Own | Network::Host => net::Network::default(),
+    };
+    let spec = ContainerSpec { network: Some(network.spec).into(), ..spec };
+    let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
+    let vm = VmSpec { nets: network.nets, ..vm };
+    let console = console(wanted, &spec)?;
+    let terminal = console.as_ref().map(|console| console.slave.try_clone()).transpose();
+    let mut record = record(wanted, &bundle);
+    let cgroup = cgroup(&record, &vm, &bundle)?;
+    let surroundings = Surroundings {
+        terminal: terminal.map_err(ConsoleError::Open)?,
+        cgroups: cgroup.as_ref().map(HostCgroup::entrances).transpose()?.unwrap_or_default(),
+    };
+    let created = Detached::start(&vmm, vm, &dir, surroundings)
+        .map_err(CreateError::from)
+        .and_then(|detached| {
+            record.process = detached.process;
+            match settle(wanted, &bundle, &record, spec, console, &dir) {
+                Ok(()) => Ok(detached),
+                Err(error) => Err(end(detached, &dir, error)),
+            }
+        });
+    // The VMM has them now, and the taps are to go with it.
+    drop(network.taps);
+    match created {
+        Ok(detached) => {
+            dir.leave();
+            Ok((Container::open(root, wanted.id)?, detached))
+        }
+        Err(error) => {
+            // What cannot be removed is empty, and in nobody's way.
+            let _ = cgroup.map(|cgroup| cgroup.remove());
+            Err(error)
+        }
+    }
+}
+
+/// Makes the cgroup around the VMM. A user who may not has none.
+fn cgroup(
+    record: &Record,
+    vm: &VmSpec,
+    bundle: &Bundle,
+) -> Result<Option<HostCgroup>, CgroupError> {
+    let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let cgroup = host_cgroup(record)?;
+    match cgroup.create(&Limits::of_vm(vm, resources)) {
+        Ok(()) => Ok(Some(cgroup)),
+        Err(_) if !rustix::process::geteuid().is_root() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn check(
+    wanted: Wanted<'_>,
+    bundle: &Bundle,
+    spec: &ContainerSpec,
+    config: &Path,
+) -> Result<(), CreateError> {
+    let Some(process) = spec.process.as_ref() else {
+        return Err(CreateError::NoProcess(config.to_owned()));
+    };
+    let start_hooks =
+        bundle.spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
+    if start_hooks.is_some_and(|hooks| !hooks.is_empty()) {
+        return Err(HookError::StartContainer.into());
+    }
+    if matches!(plan::network(bundle), Network::Host) {
+        return Err(CreateError::HostNetwork);
+    }
+    if wanted.args.preserve_fds > 0 {
+        return Err(CreateError::PreserveFds(wanted.args.preserve_fds));
+    }
+    match (process.terminal.is_some(), wanted.detach, &wanted.args.console_socket) {
+        (true, true, None) => Err(CreateError::NoConsoleSocket),
+        (false, _, Some(_)) | (_, false, Some(_)) => Err(CreateError::NoTerminal),
+        _ => Ok(()),
+    }
+}
+
+fn host(dirs: &Dirs) -> Result<Host, AssetError> {
+    Ok(Host {
+        kernel: dirs.file(assets::KERNEL)?,
+        agent: dirs.program(assets::AGENT)?,
+        vcpus: available_parallelism().map_or(1, |n| u8::try_from(n.get()).unwrap_or(u8::MAX)),
+        memory_mib: facts::host_memory_mib(),
+    })
+}
+
+/// The terminal to be sent, if one is.
+fn console(wanted: Wanted<'_>, spec: &ContainerSpec) -> Result<Option<Console>, ConsoleError> {
+    let asked = spec.process.terminal.as_ref().filter(|_| wanted.args.console_socket.is_some());
+    let Some(asked) = asked else { return Ok(None) };
+    let cut = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
+    let size =
+        Winsize { ws_row: cut(asked.rows), ws_col: cut(asked.columns), ws_xpixel: 0, ws_ypixel: 0 };
+    Console::open((size.ws_row > 0 && size.ws_col > 0).then_some(size)).map(Some)
+}
+
+/// All but the VMM's process, which is not there yet.
+fn record(wanted: Wanted<'_>, bundle: &Bundle) -> Record {
+    Record {
+        id: wanted.id.to_string(),
+        bundle: bundle.dir.clone(),
+        rootfs: bundle.rootfs.clone(),
+        oci_version: bundle.spec.version().clone(),
+        annotations: bundle.spec.annotations().iter().flatten().map(owned).collect(),
+        created: clock::now_rfc3339(),
+        cgroups_path: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()),
+        systemd_cgroup: wanted.systemd_cgroup,
+        process: HostProcess { pid: 0, start_ticks: 0 },
+        phase: Phase::Created,
+    }
+}
+
+fn owned((name, value): (&String, &String)) -> (String, String) {
+    (name.clone(), value.clone())
+}
+
+/// All that is to be done while the VM runs. The hooks run while the guest boots.
+fn settle(
+    wanted: Wanted<'_>,
+    bundle: &Bundle,
+    record: &Record,
+    spec: ContainerSpec,
+    console: Option<Console>,
+    dir: &VmDir,
+) -> Result<(), CreateError> {
+    let state = State::creating(record).json();
+    let hooks = bundle.spec.hooks().clone().unwrap_or_default();
+    #[allow(deprecated, reason = "the specification still has it, and engines use it")]
+    hooks::run("prestart", hooks.prestart().as_ref(), &state)?;
+    hooks::run("createRuntime", hooks.create_runtime().as_ref(), &state)?;
+    let mut agent = Client::connect(&dir.socket(), BOOT_MAX)?;
+    create_container(&mut agent, spec)?;
+    after_create(&hooks, &state)?;
+    if let (Some(console), Some(socket)) = (console, &wanted.args.console_socket) {
+        console.send(socket)?;
+    }
+    Ok(Container::write(dir.path(), record)?)
+}
+
+fn after_create(hooks: &Hooks, state: &str) -> Result<(), HookError> {
+    hooks::run("createContainer", hooks.create_container().as_ref(), state)
+}
+
+fn create_container(agent: &mut Client, mut spec: ContainerSpec) -> Result<(), CreateError> {
+    spec.clock_ns = clock::now_ns();
+    if let Some(size) = spec.process.as_mut().and_then(|process| process.terminal.as_mut())
+        && (size.rows == 0 || size.columns == 0)
+    {
+        let window = terminal::window();
+        (size.rows, size.columns) = (window.ws_row.into(), window.ws_col.into());
+    }
+    let request = CreateContainerRequest {
+        container: Some(spec).into(),
+        host_events: true,
+        ..Default::default()
+    };
+    let response: CreateContainerResponse = agent.call("CreateContainer", &request, SETUP_MAX)?;
+    match response.failure.into_option() {
+        Some(failure) => Err(CreateError::Start(failure)),
+        None => Ok(()),
+    }
+}
+
+/// Ends the VM. If the agent was lost, the VMM knows best why, if it has ended by itself.
+fn end(mut detached: Detached, dir: &VmDir, error: CreateError) -> CreateError {
+    if !matches!(error, CreateError::Agent(_)) {
+        detached.kill();
+        return error;
+    }
+    /// How long a VMM may take to say why, once its agent is gone.
+    const FAREWELL_MAX: Duration = Duration::from_secs(5);
+    let until = std::time::Instant::now() + FAREWELL_MAX;
+    let mut status = None;
+    while status.is_none() && std::time::Instant::now() < until {
+        status = detached.child.try_wait().unwrap_or_default();
+        if status.is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    detached.kill();
+    let report = fs::read(dir.path().join(super::container::REPORT)).unwrap_or_default();
+    match (serde_json::from_slice::<bulkhead_vmm::spec::Report>(&report), status) {
+        (Ok(report), _) => match report.outcome {
+            Outcome::Failed { message, kernel_log } => CreateError::Vm { message, kernel_log },
+            Outcome::Exited { .. } => error,
+        },
+        (Err(_), Some(status)) => {
+            CreateError::Vm { message: crate::vmm::describe(status), kernel_log: Vec::new() }
+        }
+        (Err(_), None) => error,
+    }
+}

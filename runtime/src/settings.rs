@@ -1,0 +1,251 @@
+//! What the administrator decided for all containers of a host: /etc/bulkhead/config.toml.
+//!
+//! ```toml
+//! profile = "tenant"              # how far bundles are trusted: a built-in profile, or one below
+//! process_runtime = "/usr/bin/crun" # what runs containers with isolation "process"
+//!
+//! [profiles.build]
+//! isolation = "vm"                # the wall a container gets if nobody asks for another
+//! weakest = "process"             # the weakest wall that can be asked for
+//! annotations = ["isolation"]     # what a bundle may ask for by annotations dev.bulkhead.NAME
+//! ```
+//!
+//! | built-in profile | isolation | weakest | annotations |
+//! |---|---|---|---|
+//! | trusted | vm | process | isolation, profile |
+//! | tenant (the default) | vm | process, from the command line only | none |
+//! | hostile | vm | vm | none |
+//!
+//! Whatever the profile, a bundle may ask for a stronger wall than it would get, never for a weaker
+//! one that is not allowed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where it is.
+const FILE: &str = "/etc/bulkhead/config.toml";
+/// Names another file.
+const VARIABLE: &str = "BULKHEAD_CONFIG";
+/// What annotations of ours begin with.
+const PREFIX: &str = "dev.bulkhead.";
+const ISOLATION: &str = "isolation";
+const PROFILE: &str = "profile";
+
+/// Why the settings cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("cannot read {}: {source}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    #[error("{}: {reason}", .path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, in one line.
+        reason: String,
+    },
+    #[error("there is no profile named {0:?}; the built-in ones are trusted, tenant and hostile")]
+    Profile(String),
+    #[error("{0:?} is no isolation; give vm or process")]
+    Isolation(String),
+    #[error("profile {profile} allows no isolation weaker than vm; process was asked for")]
+    Weakest {
+        /// The profile.
+        profile: String,
+    },
+    #[error(
+        "annotation {PREFIX}{name}: profile {profile} does not let a bundle weaken its own walls"
+    )]
+    Annotation {
+        /// Which one.
+        name: &'static str,
+        /// The profile.
+        profile: String,
+    },
+}
+
+/// The wall around a container, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Namespaces and cgroups of the host's kernel: runc's or crun's containers.
+    Process,
+    /// A kernel of its own.
+    Vm,
+}
+
+impl std::str::FromStr for Isolation {
+    type Err = SettingsError;
+
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
+        match text {
+            "vm" => Ok(Self::Vm),
+            "process" => Ok(Self::Process),
+            other => Err(SettingsError::Isolation(other.to_owned())),
+        }
+    }
+}
+
+/// How far bundles are trusted.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Profile {
+    #[serde(default = "vm")]
+    isolation: Isolation,
+    #[serde(default = "vm")]
+    weakest: Isolation,
+    /// Names of annotations, without the prefix.
+    #[serde(default)]
+    annotations: Vec<String>,
+}
+
+fn vm() -> Isolation {
+    Isolation::Vm
+}
+
+/// The file's content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    profile: Option<String>,
+    /// What runs containers with [`Isolation::Process`]; found on PATH if not given.
+    pub process_runtime: Option<PathBuf>,
+    #[serde(default)]
+    profiles: BTreeMap<String, Profile>,
+}
+
+impl Settings {
+    /// Reads the file; without one, everything is as by default.
+    pub fn load() -> Result<Self, SettingsError> {
+        let named = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
+        let path = named.as_ref().map_or(Path::new(FILE), Path::new);
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text)
+                .map_err(|reason| SettingsError::Parse { path: path.to_owned(), reason }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(SettingsError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.message().lines().collect::<Vec<_>>().join(" "))
+    }
+
+    fn profile(&self, name: &str) -> Result<Profile, SettingsError> {
+        if let Some(profile) = self.profiles.get(name) {
+            return Ok(profile.clone());
+        }
+        let (weakest, annotations): (_, &[&str]) = match name {
+            "trusted" => (Isolation::Process, &[ISOLATION, PROFILE]),
+            "tenant" => (Isolation::Process, &[]),
+            "hostile" => (Isolation::Vm, &[]),
+            other => return Err(SettingsError::Profile(other.to_owned())),
+        };
+        let annotations = annotations.iter().map(|&name| name.to_owned()).collect();
+        Ok(Profile { isolation: Isolation::Vm, weakest, annotations })
+    }
+
+    /// The wall for a container: as `asked` for on the command line, which is the administrator's,
+    /// else by an annotation of its bundle, else by the profile.
+    pub fn isolation(
+        &self,
+        asked: Option<Isolation>,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<Isolation, SettingsError> {
+        let annotation = |name: &str| annotations.get(&format!("{PREFIX}{name}"));
+        let mut name = self.profile.as_deref().unwrap_or("tenant");
+        let mut profile = self.profile(name)?;
+        if let Some(other) = annotation(PROFILE) {
+            let wanted = self.profile(other)?;
+            let weaker = wanted.isolation < profile.isolation || wanted.weakest < profile.weakest;
+            let more = wanted.annotations.iter().any(|name| !profile.annotations.contains(name));
+            if (weaker || more) && !profile.allows(PROFILE) {
+                return Err(SettingsError::Annotation { name: PROFILE, profile: name.to_owned() });
+            }
+            (name, profile) = (other, wanted);
+        }
+        let annotated = annotation(ISOLATION).map(|text| text.parse()).transpose()?;
+        if annotated.is_some_and(|wall| wall < profile.isolation) && !profile.allows(ISOLATION) {
+            return Err(SettingsError::Annotation { name: ISOLATION, profile: name.to_owned() });
+        }
+        let chosen = asked.or(annotated).unwrap_or(profile.isolation);
+        match chosen < profile.weakest {
+            true => Err(SettingsError::Weakest { profile: name.to_owned() }),
+            false => Ok(chosen),
+        }
+    }
+}
+
+impl Profile {
+    fn allows(&self, annotation: &str) -> bool {
+        self.annotations.iter().any(|name| name == annotation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(
+        settings: &str,
+        asked: Option<Isolation>,
+        annotations: &[(&str, &str)],
+    ) -> Result<Isolation, String> {
+        let annotations = annotations
+            .iter()
+            .map(|(name, value)| (format!("{PREFIX}{name}"), (*value).to_owned()));
+        let settings = Settings::parse(settings).unwrap();
+        settings.isolation(asked, &annotations.collect()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn without_settings_it_is_a_vm_and_only_the_command_line_can_weaken_that() {
+        let process = Some(Isolation::Process);
+        assert_eq!(choose("", None, &[]), Ok(Isolation::Vm));
+        assert_eq!(choose("", process, &[]), Ok(Isolation::Process));
+        assert_eq!(choose("", None, &[("isolation", "vm")]), Ok(Isolation::Vm));
+        for weaker in [("isolation", "process"), ("profile", "trusted")] {
+            let error = choose("", None, &[weaker]).unwrap_err();
+            assert!(error.contains(weaker.0) && error.contains("tenant"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_may_be_more_careful_than_it_must() {
+        let hostile = [("profile", "hostile")];
+        assert_eq!(choose("", None, &hostile), Ok(Isolation::Vm));
+        assert!(choose("", Some(Isolation::Process), &hostile).unwrap_err().contains("hostile"));
+        let careful = "profile = 'p'\n[profiles.p]\nisolation = 'process'\nweakest = 'process'";
+        assert_eq!(choose(careful, None, &[]), Ok(Isolation::Process));
+        assert_eq!(choose(careful, None, &[("isolation", "vm")]), Ok(Isolation::Vm));
+    }
+
+    #[test]
+    fn trusted_bundles_may_choose() {
+        let trusted = "profile = 'trusted'";
+        assert_eq!(choose(trusted, None, &[]), Ok(Isolation::Vm));
+        assert_eq!(choose(trusted, None, &[("isolation", "process")]), Ok(Isolation::Process));
+        let asked = choose(trusted, Some(Isolation::Vm), &[("isolation", "process")]);
+        assert_eq!(asked, Ok(Isolation::Vm), "the command line wins");
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_in_a_line() {
+        assert!(choose("profile = 'none'", None, &[]).unwrap_err().contains("none"));
+        assert!(choose("", None, &[("isolation", "paper")]).unwrap_err().contains("paper"));
+        for bad in ["profil = 'x'", "[profiles.p]\nisolation = 'paper'", "=", "profile = 3"] {
+            let error = Settings::parse(bad).unwrap_err();
+            assert!(!error.contains('\n') && !error.is_empty(), "{bad}: {error}");
+        }
+    }
+}
