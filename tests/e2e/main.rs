@@ -8,6 +8,7 @@ mod jail;
 mod lifecycle;
 mod network;
 mod overlay;
+mod podman_network;
 mod process;
 mod snapshot;
 mod stdio;

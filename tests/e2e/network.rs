@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use bulkhead_tests::{Finished, Host, checksums, finish, signal, start, until, wait};
+use bulkhead_tests::{Finished, Host, checksums, debian, finish, signal, start, until, wait};
 
 /// A network namespace, one end of a veth pair in it, and the other on the host. The container's
 /// end has 10.9.N.2 and fd00:9:N::2, the host's 10.9.N.1 and fd00:9:N::1.
@@ -170,14 +170,20 @@ fn datagrams_and_link_local_addresses_work() {
     });
     let own = ip(&format!("-6 -o addr show dev {} scope link", wire.host));
     let own = own.split_whitespace().nth(3).expect("an address").split('/').next().expect("it");
+    let n = wire.n;
     let script = format!(
-        "(echo datagram; sleep 2) | nc -u -w 1 10.9.{n}.1 {port}; \
-         ping -6 -c 1 -W 5 {own}%eth0 >/dev/null && echo reached; \
-         ping -c 1 -s 1472 -W 5 10.9.{n}.1 >/dev/null && echo full; \
-         ping -c 1 -s 9000 -W 5 10.9.{n}.1 >/dev/null && echo fragments",
-        n = wire.n
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(20); \
+         s.sendto(b'datagram' * 150, ('10.9.{n}.1', {port})); print(s.recv(2000).decode())"
     );
-    assert_eq!(wire.sh(&host, &script).ok(), "datagram\nreached\nfull\nfragments\n");
+    let mut run = host.bulkhead(["run", "--network", &wire.option(), "-m256m", "--rootfs"]);
+    run.arg(debian()).args(["--", "python3", "-c", &script]);
+    assert_eq!(finish(run).ok(), "datagram".repeat(150) + "\n");
+    let script = format!(
+        "ping -6 -c 1 -W 5 {own}%eth0 >/dev/null && echo reached; \
+         ping -c 1 -s 1472 -W 5 10.9.{n}.1 >/dev/null && echo full; \
+         ping -c 1 -s 9000 -W 5 10.9.{n}.1 >/dev/null && echo fragments"
+    );
+    assert_eq!(wire.sh(&host, &script).ok(), "reached\nfull\nfragments\n");
     echo.join().expect("the datagram came");
 }
 

@@ -90,8 +90,9 @@ def kernel_line(job):
 
 # ERMS and FSRM make kernels copy and clear by `rep movsb`, of which the emulator counts every byte as an instruction; without
 # them they use `rep movsq`, which is nearer to what real hardware takes. XSAVE is off because the emulator does not let KVM
-# intercept XSETBV: a guest that enabled AVX or even SSE state by it would lose that state at its next exit.
-CPU = "max,+svm,-erms,-fsrm,-xsave"
+# intercept XSETBV: a guest that enabled AVX or even SSE state by it would lose that state at its next exit. AVX and what builds on
+# it go with it: programs that trust CPUID alone (netavark 1.4) would run into illegal instructions.
+CPU = "max,+svm,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c"
 
 
 def accelerator(job):

@@ -38,9 +38,15 @@ pub enum NetError {
     /// The host's own network.
     #[error(
         "the container asks for the host's network, which belongs to the host's kernel and not to \
-         the container's own: use a bridge network, or none"
+         the container's own: give it another one (podman: --network bridge or none)"
     )]
     Host,
+    /// Another container's network, by way of its process.
+    #[error(
+        "the container asks for the network of another one, which belongs to that one's kernel: two \
+         VMs cannot share it; join both to one network instead"
+    )]
+    OtherContainer,
     /// The namespace cannot be entered.
     #[error("cannot enter the network namespace {}: {source}", .path.display())]
     Enter {
@@ -102,6 +108,9 @@ impl Network {
     /// makes an empty network.
     pub fn take_over(path: &Path) -> Result<Self, NetError> {
         let enter = |source| NetError::Enter { path: path.to_owned(), source };
+        if is_vmm_s(path) {
+            return Err(NetError::OtherContainer);
+        }
         let namespace = File::open(path).map_err(enter)?;
         if is_own(&namespace).map_err(enter)? {
             return Err(NetError::Host);
@@ -111,6 +120,14 @@ impl Network {
             .map_err(|error| enter(error.into()))?;
         within(&namespace, || set_up(path)).map_err(enter)?
     }
+}
+
+/// Whether it is the namespace of a process that is a VMM: what `podman run --network container:X`
+/// asks for. A VMM is jailed in a namespace in which there is nothing.
+fn is_vmm_s(path: &Path) -> bool {
+    let process = path.strip_prefix("/proc").ok().and_then(|path| path.iter().next());
+    let name = process.map(|process| Path::new("/proc").join(process).join("comm"));
+    name.is_some_and(|name| std::fs::read(name).is_ok_and(|name| name == b"bulkhead-vmm\n"))
 }
 
 /// Whether it is the namespace that we are in ourselves.

@@ -60,11 +60,6 @@ pub enum CreateError {
     NoConsoleSocket,
     #[error("--console-socket needs a process with a terminal, and one that is left behind")]
     NoTerminal,
-    #[error(
-        "the container asks for the host's network, which a kernel of its own cannot share: give it \
-         another one (podman: --network bridge or none), or --isolation process"
-    )]
-    HostNetwork,
     #[error("--preserve-fds {0}: descriptors of this host mean nothing to the guest's kernel")]
     PreserveFds(u32),
     #[error(transparent)]
@@ -203,7 +198,7 @@ fn check(
         return Err(HookError::StartContainer.into());
     }
     if matches!(plan::network(bundle), Network::Host) {
-        return Err(CreateError::HostNetwork);
+        return Err(NetError::Host.into());
     }
     if wanted.args.preserve_fds > 0 {
         return Err(CreateError::PreserveFds(wanted.args.preserve_fds));
