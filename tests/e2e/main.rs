@@ -7,6 +7,7 @@ mod images;
 mod jail;
 mod lifecycle;
 mod network;
+mod oci_config;
 mod overlay;
 mod podman_network;
 mod process;

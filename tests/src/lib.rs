@@ -2,6 +2,7 @@
 //!
 //! `make e2e` builds everything and runs the suite where VMs can run.
 
+pub mod bundle;
 pub mod image;
 pub mod registry;
 
