@@ -9,7 +9,7 @@ TARGET := x86_64-unknown-linux-gnu
 STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(TARGET)
 place = mkdir -p $(BIN) && ln -f -t $(BIN) $(addprefix target/$(TARGET)/release/,$(1))
 
-.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long lab-selftest lab-shell timeline clean
+.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long hostile lab-selftest lab-shell timeline clean
 
 all: build pull ## the binaries and the guest kernel
 help: ; @grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,8 @@ lab-selftest: lab-kernel ## that the lab is what its README promises
 	@tests/lab/selftest
 e2e: build pull rootfs lab-kernel ## containers in VMs, on this KVM if it can host Linux, else in the lab
 	@tests/e2e/run
+hostile: build rootfs lab-kernel ## guests that attack the monitor, and what is left of the host afterwards
+	@tests/hostile/run
 timeline: build rootfs lab-kernel ## a cold start on the exact clock, instruction by instruction
 	@tests/timeline-exact
 e2e-long: build rootfs lab-kernel ## the cases that take minutes on an emulated CPU: 10,000 files, 1 GiB through a pipe

@@ -19,6 +19,7 @@ mod net;
 mod oci;
 mod plan;
 mod request;
+mod security;
 mod session;
 mod settings;
 mod short_path;

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Child;
 
-use bulkhead_tests::{Host, child_named, finish, start, until, wait};
+use bulkhead_tests::{Host, binary, child_named, finish, start, until, wait};
 
 /// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SETFCAP: vmm/src/jail/worker.rs.
 const WORKER_CAPABILITIES: &str = "00000000800000db";
@@ -203,4 +203,61 @@ fn a_jail_can_be_left_off_to_find_out_what_fails() {
     let host = Host::new();
     finish(host.run(&["--jail", "off"], &["true"])).ok();
     finish(host.run(&["--jail", "half"], &["true"])).fails(125, "--jail");
+}
+
+#[test]
+fn doctor_shows_the_walls_of_running_vms() {
+    let waiting = Waiting::start(&[]);
+    let finished = finish(waiting.host.bulkhead(["doctor", "--security"]));
+    assert_eq!(finished.code, 0, "{finished:?}");
+    for pid in [waiting.vmm, waiting.worker] {
+        let line = finished.stdout.lines().find(|line| line.starts_with(&format!("{pid} ")));
+        assert!(line.is_some_and(|line| line.ends_with("stand")), "{}", finished.stdout);
+    }
+    let json = finish(waiting.host.bulkhead(["doctor", "--security", "--json"])).ok();
+    assert!(json.contains("\"walls_stand\": true"), "{json}");
+    waiting.end();
+    let off = Waiting::start(&["--jail", "off"]);
+    let finished = finish(off.host.bulkhead(["doctor", "--security"]));
+    assert_eq!(finished.code, 1, "{finished:?}");
+    assert!(finished.stdout.contains("MISSING"), "{finished:?}");
+    off.end();
+}
+
+#[test]
+fn without_root_a_user_namespace_does_the_same() {
+    let host = Host::new();
+    let user = "12345";
+    // Copied, because the checkout may lie where only root may go.
+    let open =
+        "mkdir \"$0/bin\"; cp -L \"$1\"/{bulkhead,bulkhead-vmm,bulkhead-agent,vmlinux} \"$0/bin\";
+        chmod 666 /dev/kvm; chown -R 12345:12345 \"$0\"; chmod 755 \"$0\"";
+    let mut prepare = std::process::Command::new("bash");
+    let prepared = prepare.args(["-c", open]).arg(host.dir.path()).arg(binary("")).status();
+    assert!(prepared.expect("bash runs").success());
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups"]);
+    command.arg(host.path("bin/bulkhead")).arg("--root").arg(&host.state).arg("run");
+    command.arg("--rootfs").arg(&host.rootfs).arg("--");
+    let script = "touch /up; while ! test -e /go; do sleep 0.1; done; echo went";
+    let child = start({
+        command.args(["sh", "-c", script]);
+        command
+    });
+    until("the container is up", || host.rootfs.join("up").exists());
+    let vmm = child_named(child.id(), "bulkhead-vmm");
+    let worker = child_named(vmm, "bulkhead-fs");
+    for pid in [vmm, worker] {
+        all_are(pid, "Uid", &format!("{user} {user} {user} {user}"));
+        for set in ["CapPrm", "CapEff"] {
+            all_are(pid, set, "0000000000000000");
+        }
+        all_are(pid, "Seccomp", "2");
+        for name in ["user", "mnt", "net", "ipc", "uts"] {
+            assert_ne!(namespace(&pid.to_string(), name), namespace("self", name));
+        }
+        assert!(!names(&format!("/proc/{pid}/root/")).contains("etc"));
+    }
+    fs::write(host.rootfs.join("go"), "").expect("a file");
+    assert_eq!(wait(child).ok(), "went\n");
 }

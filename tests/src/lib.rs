@@ -19,7 +19,8 @@ use tempfile::TempDir;
 /// Longer than anything here takes in the lab; a test that hangs fails with what it printed.
 const TIMEOUT: Duration = Duration::from_secs(240);
 
-fn variable(name: &str) -> PathBuf {
+/// A path from the environment that the test's script has set.
+pub fn variable(name: &str) -> PathBuf {
     std::env::var_os(name).map(PathBuf::from).unwrap_or_else(|| {
         panic!("{name} is not set: run the end-to-end tests with `make e2e`, which builds what they need")
     })

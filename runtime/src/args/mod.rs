@@ -168,6 +168,9 @@ pub struct RmiArgs {
 /// `bulkhead doctor`
 #[derive(Clone, Debug, clap::Args)]
 pub struct DoctorArgs {
+    /// Check what matters for strangers' code instead, and the walls of the VMs that run
+    #[arg(long)]
+    pub security: bool,
     /// Print the checks as JSON
     #[arg(long)]
     pub json: bool,

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::args::DoctorArgs;
 use crate::assets::{self, AssetError, Dirs};
+use crate::security::{HostFiles, Walls, table};
 use crate::state::Root;
 
 const CANNOT: u8 = 1;
@@ -33,8 +34,21 @@ struct Diagnosis {
     checks: Vec<Check>,
 }
 
-/// Checks the host and prints what was found; success if it can run micro-VMs.
+/// What `--security --json` prints.
+#[derive(Debug, Serialize)]
+struct Security {
+    /// Whether every wall of every VM's processes stands.
+    walls_stand: bool,
+    checks: Vec<Check>,
+    walls: Vec<Walls>,
+}
+
+/// Checks the host and prints what was found; success if it can run micro-VMs, or, asked for its
+/// security, if no wall of a running VM is missing.
 pub fn run(args: &DoctorArgs, root: Option<&Root>) -> ExitCode {
+    if args.security {
+        return security(args.json);
+    }
     if let Some(root) = root {
         root.sweep();
     }
@@ -47,16 +61,42 @@ pub fn run(args: &DoctorArgs, root: Option<&Root>) -> ExitCode {
     if can_host { ExitCode::SUCCESS } else { ExitCode::from(CANNOT) }
 }
 
-fn json(diagnosis: &Diagnosis) -> String {
+fn security(as_json: bool) -> ExitCode {
+    let host = HostFiles::new();
+    let (checks, walls) = (host.checks(), host.walls());
+    let walls_stand = walls.iter().all(Walls::stand);
+    let text = if as_json {
+        json(&Security { walls_stand, checks, walls })
+    } else {
+        let mut lines = lines(&checks);
+        lines.push(match walls.len() {
+            0 => "No VM runs that this user can see.".to_owned(),
+            _ => table(&walls),
+        });
+        lines.join("\n")
+    };
+    println!("{text}");
+    if walls_stand { ExitCode::SUCCESS } else { ExitCode::from(CANNOT) }
+}
+
+fn json(diagnosis: &impl Serialize) -> String {
     // Strings, booleans and lists always serialise.
     serde_json::to_string_pretty(diagnosis).unwrap_or_default()
 }
 
 fn text(diagnosis: &Diagnosis) -> String {
-    let width = diagnosis.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
-    let mut lines = vec![format!("bulkhead {}", diagnosis.version)];
+    let mut all = vec![format!("bulkhead {}", diagnosis.version)];
+    all.extend(lines(&diagnosis.checks));
+    all.push(verdict(diagnosis));
+    all.join("\n")
+}
+
+/// One line a check, and its advice below it.
+fn lines(checks: &[Check]) -> Vec<String> {
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let mut lines = Vec::new();
     let mut given: Vec<&str> = Vec::new();
-    for check in &diagnosis.checks {
+    for check in checks {
         let outcome = match check.outcome {
             Outcome::Ok => "ok",
             Outcome::Warning => "warning",
@@ -69,8 +109,7 @@ fn text(diagnosis: &Diagnosis) -> String {
             lines.push(format!("{:7}  -> {advice}", ""));
         }
     }
-    lines.push(verdict(diagnosis));
-    lines.join("\n")
+    lines
 }
 
 fn verdict(diagnosis: &Diagnosis) -> String {

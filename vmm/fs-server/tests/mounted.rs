@@ -355,6 +355,25 @@ fn writing_clears_set_id_bits() {
     assert_eq!(sh(&mounted.guest, "stat -c '%n %a' w t o c r"), modes);
 }
 
+/// As CVE-2021-20263 taught: a file that was given capabilities must not keep them once another has
+/// written to it.
+#[test]
+fn writing_drops_file_capabilities() {
+    let mounted = mounted();
+    let file = mounted.guest.join("capable");
+    fs::write(&file, "x").unwrap();
+    // struct vfs_ns_cap_data, revision 2: CAP_NET_RAW, effective.
+    let mut value = [0; 20];
+    value[..6].copy_from_slice(&[1, 0, 0, 2, 0, 0x20]);
+    let name = c"security.capability";
+    rustix::fs::setxattr(&file, name, &value, rustix::fs::XattrFlags::empty()).unwrap();
+    let host = mounted.host.join("capable");
+    assert!(rustix::fs::getxattr(&host, name, &mut [0; 20]).is_ok());
+    fs::write(&file, "y").unwrap();
+    let kept = rustix::fs::getxattr(&host, name, &mut [0; 20]);
+    assert_eq!(kept, Err(Errno::NODATA));
+}
+
 #[test]
 fn statx_tells_the_birth() {
     let mounted = mounted();

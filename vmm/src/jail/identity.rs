@@ -9,8 +9,8 @@ use rustix::process::{
 };
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
 use super::{Builder, JailError};
@@ -47,6 +47,18 @@ pub fn become_nobody(user: u32, builder: Builder) -> Result<(), JailError> {
         return Err(JailError { action: "waiting for the parent", source: gone });
     }
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(JailError::at("PR_SET_DUMPABLE"))
+}
+
+/// Lets the file worker have `passed` when it is executed, for it to build its own jail: a user that
+/// is not root loses capabilities there. [`keep_capabilities`] takes it back.
+pub fn pass_on(passed: CapabilitySet) -> Result<(), JailError> {
+    let failed = || JailError::at("passing capabilities on to the file worker");
+    let own = capabilities(None).map_err(failed())?;
+    set_capabilities(None, CapabilitySets { inheritable: passed, ..own }).map_err(failed())?;
+    passed
+        .iter()
+        .try_for_each(|capability| configure_capability_in_ambient_set(capability, true))
+        .map_err(failed())
 }
 
 /// Keeps `kept` alone, for good.

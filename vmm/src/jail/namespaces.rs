@@ -3,9 +3,9 @@
 use std::fs;
 
 use rustix::process::{getgid, getuid};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 
-use super::{Builder, JailError};
+use super::{Builder, JailError, identity};
 
 /// What is left behind besides users and mounts.
 const OTHERS: UnshareFlags =
@@ -25,7 +25,8 @@ pub fn become_user_namespace_root() -> Result<(), JailError> {
     // Who could drop groups could pass a file that denies access to one.
     write("setgroups", "deny".to_owned())?;
     write("uid_map", format!("{uid} {uid} 1"))?;
-    write("gid_map", format!("{gid} {gid} 1"))
+    write("gid_map", format!("{gid} {gid} 1"))?;
+    identity::pass_on(CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP)
 }
 
 /// Leaves the host's network, IPC and host name, and its mounts if that has not happened yet.
