@@ -65,6 +65,8 @@ pub struct ImageFacts {
     pub env: Vec<(String, String)>,
     pub workdir: Option<String>,
     pub user: Option<String>,
+    /// What asks the process to end, if not SIGTERM.
+    pub stop_signal: Option<i32>,
 }
 
 /// What the host says; all paths absolute.

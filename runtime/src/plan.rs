@@ -243,6 +243,7 @@ mod tests {
                 .to_vec(),
             workdir: Some("/srv".to_owned()),
             user: Some("www".to_owned()),
+            stop_signal: None,
         };
         let facts = Facts { image: Some(image), ..facts() };
         let plain = request(&["-eA=2", "--hostname=h"]);

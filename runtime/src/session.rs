@@ -74,6 +74,8 @@ pub struct Session<'a> {
     raw_wanted: bool,
     raw: Option<Raw>,
     cause: Option<Cause>,
+    /// What SIGTERM is passed on as.
+    stop_signal: i32,
     /// When the first signal was passed on that containers end at.
     asked_to_end: Option<Instant>,
     /// When a VM is ended that lost its agent before the container ran, and to what.
@@ -109,9 +111,15 @@ impl<'a> Session<'a> {
             raw_wanted,
             raw: None,
             cause: None,
+            stop_signal: libc::SIGTERM,
             asked_to_end: None,
             farewell: None,
         }
+    }
+
+    /// The same for a container that is asked to end by another signal than SIGTERM.
+    pub fn with_stop_signal(self, stop_signal: Option<i32>) -> Self {
+        Self { stop_signal: stop_signal.unwrap_or(libc::SIGTERM), ..self }
     }
 
     /// Runs until the VM has ended. The terminal is as it was then.
@@ -210,6 +218,7 @@ impl<'a> Session<'a> {
         if matches!(signal, libc::SIGINT | libc::SIGTERM) {
             self.asked_to_end.get_or_insert_with(Instant::now);
         }
+        let signal = if signal == libc::SIGTERM { self.stop_signal } else { signal };
         if let Some(Err(error)) = self.agent.as_mut().map(|agent| agent.signal(signal)) {
             self.lose_agent(error);
         }

@@ -210,6 +210,21 @@ fn an_image_is_pulled_from_a_registry_once() {
 }
 
 #[test]
+fn an_image_is_asked_to_end_by_its_own_signal() {
+    let images = Images::busybox(&json!({ "StopSignal": "SIGQUIT" }));
+    let script = "trap 'echo quit; exit 3' QUIT; trap 'exit 4' TERM; touch /ready; while :; do sleep 1; done";
+    let run = start(images.run(&[], "v1", &["sh", "-c", script]));
+    let container = || fs::read_dir(images.store().join("containers")).ok()?.flatten().next();
+    while !container().is_some_and(|container| container.path().join("upper/ready").exists()) {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let sent = Command::new("kill").arg(run.id().to_string()).status().expect("kill runs");
+    assert!(sent.success());
+    let finished = wait(run);
+    assert_eq!((finished.code, finished.stdout.as_str()), (3, "quit\n"), "{finished:?}");
+}
+
+#[test]
 fn an_image_without_layers_has_nothing_to_run() {
     let mut images = Images::new();
     images.layout.image("v1", &[], &json!({}));

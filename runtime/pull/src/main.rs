@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use bulkhead_image::digest::Digest;
 use bulkhead_image::reference::Name;
 use clap::Parser;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 
 use crate::report::Report;
 
@@ -48,6 +48,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // Whoever started this wants nothing any more when it is gone.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let limit = Rlimit { current: Some(MEMORY_MAX), maximum: Some(MEMORY_MAX) };
     // Without it a hostile registry could make this process large, and no more.
     let _ = setrlimit(Resource::As, limit);

@@ -15,6 +15,7 @@ use crate::assets::Dirs;
 use crate::facts::{FactError, Facts, ImageFacts};
 use crate::images::{self, ImageError};
 use crate::net::{NetError, Network};
+use crate::oci::signal;
 use crate::request::{self, Request, RequestError};
 use crate::session::{Cause, Ended, Session};
 use crate::state::{Root, StateError};
@@ -117,6 +118,7 @@ pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError>
     let agent = Agent::connect(&dir.socket(), container)?;
     let raw_wanted = request.tty && request.interactive;
     let session = Session::new(vmm, agent, signals, facts.window, raw_wanted, &timeline);
+    let session = session.with_stop_signal(facts.image.and_then(|image| image.stop_signal));
     let ended = session.run().map_err(RunError::Session)?;
     if request.timeline {
         let guest = ended.report.iter().flat_map(|report| report.timeline.iter().cloned());
@@ -132,6 +134,7 @@ fn image(request: &Request) -> Result<Option<(Container, ImageFacts)>, ImageErro
     let record = images::obtain(&store, name, &Dirs::of_this_process())?;
     let container = images::container(&store, &record, request.read_only)?;
     let config = &container.config;
+    let stop_signal = config.stop_signal.as_deref().map(signal::parse).transpose()?;
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let facts = ImageFacts {
         root_fd: container.root().as_raw_fd(),
@@ -139,6 +142,7 @@ fn image(request: &Request) -> Result<Option<(Container, ImageFacts)>, ImageErro
         env: config.variables().into_iter().map(owned).collect(),
         workdir: config.workdir.clone(),
         user: config.user.clone(),
+        stop_signal: stop_signal.map(i32::from),
     };
     Ok(Some((container, facts)))
 }

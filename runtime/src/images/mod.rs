@@ -15,6 +15,7 @@ use bulkhead_image::source::{Source, SourceError};
 use bulkhead_image::store::{Container, Record, Store, StoreError};
 
 use crate::assets::{self, AssetError, Dirs};
+use crate::oci::signal::SignalError;
 pub use fetch::Access;
 use fetch::FetchError;
 use progress::Bars;
@@ -43,6 +44,8 @@ pub enum ImageError {
     Fetch(#[from] FetchError),
     #[error(transparent)]
     Asset(#[from] AssetError),
+    #[error("the image's StopSignal: {0}")]
+    StopSignal(#[from] SignalError),
     #[error(
         "images are unpacked by root alone: files keep their owners; run as root, or unpack the image and give --rootfs DIR"
     )]
