@@ -4,9 +4,10 @@
 //!
 //! ```text
 //!  begin   inherited descriptors the spec does not name are closed, the environment is wiped;
-//!          without root's privileges: a user namespace that knows this user alone
+//!          without root's privileges: a user namespace that knows this user alone;
+//!          network, IPC and UTS namespaces, which the worker shares
 //!  (build) everything is opened: KVM, kernel, agent, sockets; the worker starts (see worker.rs)
-//!  enter   mount, network, IPC and UTS namespaces; an empty, read-only root; limits;
+//!  enter   a mount namespace; an empty, read-only root; limits;
 //!          a user of this VM's own; no capabilities, no_new_privs; Landlock
 //!  (run)   vCPU threads start, each behind its filter, and wait; the event loop takes its own
 //!  filter  last of all, because all of the above needs system calls that it forbids
@@ -97,6 +98,7 @@ impl Jail {
             namespaces::become_user_namespace_root()?;
             Builder::User
         };
+        namespaces::leave_network()?;
         let sockets = root::sockets(&spec.vsock, builder)
             .map_err(JailError::at("keeping the directory of the VM's sockets"))?;
         Ok(Self { builder: Some(builder), sockets })
@@ -122,7 +124,7 @@ impl Jail {
     /// Gives up all but what is open. The process must still have one thread.
     pub fn enter(&mut self, spec: &VmSpec) -> Result<(), JailError> {
         let Some(builder) = self.builder else { return Ok(()) };
-        namespaces::leave(builder)?;
+        namespaces::leave_mounts()?;
         root::empty(self.sockets.take())?;
         limits::of_vmm(spec, builder).map_err(JailError::at("limiting resources"))?;
         // Threads of two VMs never share a core, where the host can tell. A core has one thread or

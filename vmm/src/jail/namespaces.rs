@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::{getgid, getuid};
 use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 
-use super::{Builder, JailError, identity};
+use super::{JailError, identity};
 
 /// What is left behind besides users and mounts.
 const OTHERS: UnshareFlags =
@@ -29,13 +29,16 @@ pub fn become_user_namespace_root() -> Result<(), JailError> {
     identity::pass_on(CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP)
 }
 
-/// Leaves the host's network, IPC and host name, and its mounts if that has not happened yet.
-pub fn leave(builder: Builder) -> Result<(), JailError> {
-    let mounts = match builder {
-        Builder::Root { .. } => UnshareFlags::NEWNS,
-        Builder::User => UnshareFlags::empty(),
-    };
-    unshare(OTHERS | mounts).map_err(JailError::at("making namespaces"))
+/// Leaves the host's network, IPC and host name. Done before the worker starts, which then is in the
+/// same empty ones: to make a network takes the kernel as long as all the rest of a jail.
+pub fn leave_network() -> Result<(), JailError> {
+    unshare(OTHERS).map_err(JailError::at("making namespaces"))
+}
+
+/// Leaves the host's mounts for a copy of them. Without root's privileges it is the second, because
+/// the worker may still need the first.
+pub fn leave_mounts() -> Result<(), JailError> {
+    unshare(UnshareFlags::NEWNS).map_err(JailError::at("making a mount namespace"))
 }
 
 fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {

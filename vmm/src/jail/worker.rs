@@ -1,4 +1,4 @@
-//! The file worker's jail. The VMM starts the worker in a PID namespace and hands it its shares as
+//! The file worker's jail. The VMM starts the worker in a PID namespace, without a network, and hands it its shares as
 //! mounts of their own (see [`super::Tree`]), so that ".." from a share ends at its top; the rest
 //! the worker does itself, before it reads a request.
 //!
@@ -57,7 +57,7 @@ impl WorkerJail {
         // Cut out: from /proc itself "../1/root" would lead to the host's tree.
         let proc =
             Tree::cut_out_one(c"/proc/self/fd").map_err(JailError::at("keeping /proc/self/fd"))?;
-        namespaces::leave(Builder::Root { user: 0 })?;
+        namespaces::leave_mounts()?;
         root::empty(None)?;
         limits::of_worker().map_err(JailError::at("limiting resources"))?;
         let kept = match builder {
