@@ -20,6 +20,7 @@ use crate::boot_mark::BootMarks;
 use crate::container::{Container, Exec, signal_one};
 use crate::guest::{Guest, GuestError};
 use crate::host_events::HostEvents;
+use crate::identity;
 use crate::log::log;
 use crate::process::step;
 use crate::reaper;
@@ -75,6 +76,8 @@ pub struct Agent {
     pub(crate) guest: Result<Guest, GuestError>,
     pub(crate) marks: BootMarks,
     pub(crate) null: OwnedFd,
+    /// The VMM has said what time it is.
+    pub(crate) clock_is_set: bool,
     pub(crate) container: Option<Container>,
     pub(crate) execs: BTreeMap<String, ExecEntry>,
     epoll: OwnedFd,
@@ -102,6 +105,7 @@ impl Agent {
             guest: prepare(),
             marks,
             null,
+            clock_is_set: false,
             container: None,
             execs: BTreeMap::new(),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -112,6 +116,7 @@ impl Agent {
         };
         agent.add(Source::Signals(signals))?;
         agent.add(Source::Clients(clients))?;
+        agent.clock_is_set = identity::assume(marks);
         Ok(agent)
     }
 

@@ -14,6 +14,7 @@ mod clone;
 mod container;
 mod guest;
 mod host_events;
+mod identity;
 mod limits;
 mod log;
 mod mounts;

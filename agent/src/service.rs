@@ -65,7 +65,7 @@ impl Agent {
         let guest = self.guest.as_ref().map_err(|error| {
             failure(error.source.raw_os_error(), &format!("the guest is not ready: {error}"))
         })?;
-        if spec.clock_ns != 0 {
+        if spec.clock_ns != 0 && !self.clock_is_set {
             guest.set_clock(spec.clock_ns).map_err(step("set the clock"))?;
         }
         limits::set(guest, &spec.cgroup)?;

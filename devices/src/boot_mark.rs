@@ -1,14 +1,26 @@
-//! The boot-mark port: one byte written to it stamps a point of the VM's timeline.
+//! The boot-mark port: one byte written to it stamps a point of the VM's timeline; a string read from
+//! it is what the VMM has to tell the guest.
 
-/// A write-only port that hands every byte to a callback.
+/// Takes a byte that the guest wrote.
+pub type Marked = Box<dyn FnMut(u8) + Send>;
+/// Fills what the guest reads.
+pub type Asked = Box<dyn FnMut(&mut [u8]) + Send>;
+
+/// A port that hands every byte written to a callback, and every read to another.
 pub struct BootMark {
-    marked: Box<dyn FnMut(u8) + Send>,
+    marked: Marked,
+    asked: Asked,
 }
 
 impl BootMark {
-    /// A port that calls `marked` on the vCPU's thread: keep it short.
-    pub fn new(marked: Box<dyn FnMut(u8) + Send>) -> Self {
-        Self { marked }
+    /// A port that calls `marked`, and `asked` for reads, on the vCPU's thread: keep them short.
+    pub fn new(marked: Marked, asked: Asked) -> Self {
+        Self { marked, asked }
+    }
+
+    /// The guest reads `data`, as many bytes as its instruction asks for.
+    pub fn read(&mut self, data: &mut [u8]) {
+        (self.asked)(data);
     }
 
     /// The guest wrote `mark`.
@@ -26,7 +38,11 @@ mod tests {
     #[test]
     fn marks_arrive_in_order() {
         let (sender, receiver) = mpsc::channel();
-        let mut port = BootMark::new(Box::new(move |mark| sender.send(mark).unwrap()));
+        let mark = move |mark| sender.send(mark).unwrap();
+        let mut port = BootMark::new(Box::new(mark), Box::new(|data| data.fill(7)));
+        let mut data = [0; 3];
+        port.read(&mut data);
+        assert_eq!(data, [7; 3]);
         for mark in [1, 255, 0] {
             port.write(mark);
         }

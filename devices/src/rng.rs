@@ -62,6 +62,10 @@ impl VirtioDevice for Rng {
         self.active = None;
     }
 
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
     fn queue_notified(&mut self, _index: usize, _ops: &mut EventOps) {
         // An error is a ring the driver has corrupted: the device goes quiet until reset.
         if let Some(active) = &mut self.active {

@@ -27,8 +27,8 @@ use virtio_bindings::virtio_mmio::*;
 use vm_memory::GuestAddress;
 
 pub use self::queue::{DriverQueue, SEGMENT_MAX, Used, raw_descriptor};
-use crate::virtio::VirtioDevice;
 use crate::virtio::mmio::Transport;
+use crate::virtio::{RestoreError, VirtioDevice};
 use crate::{GuestMemory, Interrupt};
 
 /// Guest memory before the first queue; tests may use it as they like.
@@ -111,6 +111,22 @@ impl Driver {
         }
         self.write(VIRTIO_MMIO_STATUS, 15);
         assert_eq!(self.read(VIRTIO_MMIO_STATUS), 15, "the device did not start");
+    }
+
+    /// Saves the device and goes on with `device` in its place, restored to the same state.
+    pub fn restore_to(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), RestoreError> {
+        let state = {
+            let saved = self.lock();
+            assert!(saved.is_idle(), "a device is saved when it is idle");
+            saved.save()
+        };
+        let line = self.interrupts.clone();
+        let mut transport = Transport::new(device, self.memory.clone(), line).unwrap();
+        transport.restore(&state)?;
+        self.transport = Arc::new(Mutex::new(transport));
+        self.events = EventManager::new().unwrap();
+        self.events.add_subscriber(self.transport.clone());
+        Ok(())
     }
 
     /// Writes 0 to Status; all rings are empty afterwards.

@@ -54,6 +54,8 @@ pub fn vm(
         vsock,
         vsock_fd: None,
         control_fd: None,
+        template: None,
+        restore: None,
         shares: std::iter::once(root).chain(volumes).collect(),
         nets: Vec::new(),
         terminal: request.tty,

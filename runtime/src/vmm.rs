@@ -8,12 +8,13 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use bulkhead_vmm::spec::{Report, VmSpec};
+use bulkhead_vmm::spec::{Report, SnapshotFiles, VmSpec};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::short_path::ShortPath;
 use crate::state::VmDir;
+use crate::templates::Template;
 use bulkhead_vmm::signals;
 
 /// The longest report that is read: the timeline and a kernel's last lines are far shorter.
@@ -51,6 +52,31 @@ pub enum Input {
     Silent,
 }
 
+/// How the VM comes to run.
+#[derive(Clone, Copy, Debug)]
+pub enum Course<'a> {
+    /// It boots.
+    Boot,
+    /// It goes on where the template stands.
+    Clone(&'a Template),
+    /// It boots, to become the template in these files.
+    Save(&'a Template),
+}
+
+impl Course<'_> {
+    fn saves_to(self) -> Option<SnapshotFiles> {
+        if let Self::Save(files) = self { Some(snapshot_files(files)) } else { None }
+    }
+
+    fn goes_on_from(self) -> Option<SnapshotFiles> {
+        if let Self::Clone(files) = self { Some(snapshot_files(files)) } else { None }
+    }
+}
+
+fn snapshot_files(files: &Template) -> SnapshotFiles {
+    SnapshotFiles { state_fd: files.state.as_raw_fd(), memory_fd: files.memory.as_raw_fd() }
+}
+
 /// A running VMM.
 #[derive(Debug)]
 pub struct Vmm {
@@ -69,6 +95,7 @@ impl Vmm {
         spec: VmSpec,
         dir: &VmDir,
         input: Input,
+        course: Course<'_>,
     ) -> Result<Self, VmmError> {
         let listener = bind(dir.socket())?;
         let control = bind(dir.control_socket())?;
@@ -78,6 +105,8 @@ impl Vmm {
             control_fd: Some(control.as_raw_fd()),
             report_fd: Some(writer.as_raw_fd()),
             keep_fds: vec![dir.lock().as_raw_fd()],
+            template: course.saves_to(),
+            restore: course.goes_on_from(),
             ..spec
         };
         let json = json_file(&spec).map_err(VmmError::Handover)?;
@@ -234,7 +263,7 @@ mod tests {
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
             let dir = self.root.claim("vm").unwrap();
             let vmm = loop {
-                match Vmm::start(&program, spec(), &dir, input) {
+                match Vmm::start(&program, spec(), &dir, input, Course::Boot) {
                     // Another test's fork may hold the script open for writing for a moment.
                     Err(VmmError::Spawn { source, .. })
                         if source.kind() == io::ErrorKind::ExecutableFileBusy =>
@@ -261,6 +290,8 @@ mod tests {
             vsock: "/v".into(),
             vsock_fd: None,
             control_fd: None,
+            template: None,
+            restore: None,
             shares: Vec::new(),
             nets: Vec::new(),
             terminal: false,
@@ -333,7 +364,8 @@ mod tests {
     fn a_missing_vmm_is_named() {
         let fake = Fake::new();
         let dir = fake.root.claim("vm").unwrap();
-        let error = Vmm::start(Path::new("/nonexistent/vmm"), spec(), &dir, Input::Empty);
+        let error =
+            Vmm::start(Path::new("/nonexistent/vmm"), spec(), &dir, Input::Empty, Course::Boot);
         assert!(error.unwrap_err().to_string().contains("/nonexistent/vmm"));
     }
 }

@@ -47,13 +47,21 @@ impl Host {
         command.arg("--root").arg(self.path("state")).args(args);
         command.env("BULKHEAD_LIBDIR", self.path("lib"));
         command.env("BULKHEAD_IMAGES", self.path("images"));
+        command.env("BULKHEAD_TEMPLATES", self.path("templates"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
+    /// A container that boots: its VMM is the only one that is started.
     fn run(&self, args: &[&str]) -> Command {
+        let mut command = self.cloned();
+        command.arg("--cold").args(args);
+        command
+    }
+
+    fn cloned(&self) -> Command {
         let mut command = self.bulkhead(&["run", "--rootfs"]);
-        command.arg(self.path("rootfs")).args(args);
+        command.arg(self.path("rootfs"));
         command
     }
 
@@ -225,6 +233,18 @@ fn a_name_is_refused_while_its_vm_lives() {
     kill_process(first.vmm(), Signal::KILL).unwrap();
     assert_eq!(first.code(), 125);
     assert_eq!(host.output(&["--name", "web", "exit", "5"]).0, 5);
+}
+
+#[test]
+fn the_first_of_a_shape_makes_a_template() {
+    let host = Host::new();
+    for code in [3, 4] {
+        let output = host.cloned().args(["exit", &code.to_string()]).output().unwrap();
+        assert_eq!(said(output), (code, String::new(), String::new()));
+        let entries = fs::read_dir(host.path("templates")).unwrap().flatten();
+        assert_eq!(entries.filter(|entry| entry.path().is_dir()).count(), 1);
+    }
+    assert_eq!(host.left(), [""; 0]);
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn a_killed_vmm_is_a_failure_and_leaves_nothing_the_next_call_does_not_clean() {
 #[test]
 fn the_timeline_names_the_phases_in_order() {
     let host = Host::new();
-    let finished = finish(host.run(&["--timeline"], &["echo", "hello"]));
+    let finished = finish(host.run(&["--cold", "--timeline"], &["echo", "hello"]));
     assert_eq!(finished.stdout, "hello\n");
     let mut rest = finished.stderr.as_str();
     for phase in ["vmm_main", "first_run", "init", "agent_ready", "started"] {

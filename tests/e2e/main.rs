@@ -1,6 +1,7 @@
 //! End-to-end: real containers in real VMs, on a KVM that can host Linux. See tests/e2e/run.
 
 mod bad_input;
+mod clone;
 mod doctor;
 mod files;
 mod images;

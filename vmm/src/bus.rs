@@ -68,6 +68,11 @@ impl Bus {
                 let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
                 *byte = serial.read((port - SERIAL_BASE) as u8);
             }
+            (BOOT_MARK_PORT, _, data) => {
+                if let Some(device) = &self.boot_mark {
+                    device.lock().unwrap_or_else(PoisonError::into_inner).read(data);
+                }
+            }
             // "Ready for a command": Linux polls it before it asks for a reset.
             (KEYBOARD_COMMAND, _, [byte]) => *byte = 0,
             _ => {}

@@ -15,6 +15,8 @@ use crate::jail::JailError;
 pub enum Ended {
     /// The agent reported the container's exit.
     Reported(ExitReport),
+    /// The VM was saved as a template.
+    Saved,
     /// Anything else: a failure of the VM, never the container's success.
     Unexpected(Unexpected),
 }
@@ -102,6 +104,11 @@ impl Ending {
         self.set(Ended::Reported(report));
     }
 
+    /// The VM was saved and is not needed any more.
+    pub fn saved(&self) {
+        self.set(Ended::Saved);
+    }
+
     /// An end without a report.
     pub fn unexpected(&self, unexpected: Unexpected) {
         self.set(Ended::Unexpected(unexpected));
@@ -112,6 +119,12 @@ impl Ending {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Wakes the event loop for another reason.
+    pub fn nudge(&self) {
+        // A full eventfd counter wakes the loop as well.
+        let _ = self.wake.write(1);
+    }
+
     /// What wakes the event loop.
     pub fn wake(&self) -> Wake {
         Wake(self.wake.clone())
@@ -120,8 +133,7 @@ impl Ending {
     fn set(&self, ended: Ended) {
         let mut slot = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         slot.get_or_insert(ended);
-        // A full eventfd counter wakes the loop as well.
-        let _ = self.wake.write(1);
+        self.nudge();
     }
 }
 

@@ -54,8 +54,13 @@ pub struct FsWorker(OwnedFd);
 
 impl FsWorker {
     /// Starts a worker for `shares` that is to build `jail`; returns it with the VMM's end of its
-    /// socket.
-    pub fn spawn(shares: &[Share], jail: WorkerJail) -> Result<(Self, OwnedFd), FsWorkerError> {
+    /// socket. The guest has known `generation` other workers before this one: it finds none of their
+    /// numbers used again.
+    pub fn spawn(
+        shares: &[Share],
+        generation: u32,
+        jail: WorkerJail,
+    ) -> Result<(Self, OwnedFd), FsWorkerError> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -63,7 +68,10 @@ impl FsWorker {
             None,
         )
         .map_err(|error| FsWorkerError::Spawn(error.into()))?;
-        let mut arguments = vec![VERB.to_owned(), theirs.as_raw_fd().to_string(), jail.to_string()];
+        let numbers = [theirs.as_raw_fd().to_string(), generation.to_string()];
+        let mut arguments = vec![VERB.to_owned()];
+        arguments.extend(numbers);
+        arguments.push(jail.to_string());
         let mut inherited = vec![theirs];
         for share in shares {
             let mode = if share.readonly { "ro" } else { "rw" };
@@ -109,6 +117,11 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
     let mut arguments = arguments;
     let socket = arguments.next().unwrap_or_default();
     let socket = inherited(&socket).ok_or(FsWorkerError::Argument(socket))?;
+    let generation = arguments.next().unwrap_or_default();
+    let generation = generation
+        .to_str()
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| FsWorkerError::Argument(generation.clone()))?;
     let jail = arguments.next().unwrap_or_default();
     let jail: WorkerJail = jail
         .to_str()
@@ -119,7 +132,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
         .collect::<Result<Vec<_>, _>>()?;
     // The jail takes away what this needs.
     bulkhead_fs_server::limits::raise_open_files();
-    let options = Options { proc_self_fd: jail.enter()?, ..Default::default() };
+    let options = Options { generation, proc_self_fd: jail.enter()?, ..Default::default() };
     Ok(bulkhead_fs_server::serve(socket, shares, options)?)
 }
 

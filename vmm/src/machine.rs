@@ -8,14 +8,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_devices::GuestMemory;
-use bulkhead_devices::boot_mark::BootMark as BootMarkPort;
 use bulkhead_devices::fs::FsDevice;
 use bulkhead_devices::rng::Rng;
 use bulkhead_devices::serial::Serial;
 use bulkhead_devices::virtio::VirtioDevice;
 use bulkhead_devices::virtio::mmio::Transport;
 use bulkhead_devices::vsock::{HostEnd, Vsock, VsockConfig};
-use bulkhead_protocol::{BootMark, ExitReport, FS_TAG, HostPort};
+use bulkhead_protocol::{ExitReport, FS_TAG, HostPort};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -29,8 +28,11 @@ use crate::host_events::HostEvents;
 use crate::jail::{Jail, JailError};
 use crate::layout;
 use crate::leash::Leash;
+use crate::marks::Marks;
 use crate::memory::{self, MemoryError};
 use crate::net;
+use crate::saved::{Saved, Template};
+use crate::snapshot::SnapshotError;
 use crate::spec::{SpecError, VmSpec};
 use crate::timeline::Timeline;
 use crate::vcpu::{self, ExitCounter, Exits, Gate, Vcpu, VcpuError};
@@ -54,6 +56,8 @@ pub enum MachineError {
     Vcpu(#[from] VcpuError),
     #[error(transparent)]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     #[error("cannot serve the control socket: {0}")]
     Control(#[source] io::Error),
     #[error("cannot claim the signal that stops vCPUs: {0}")]
@@ -77,6 +81,9 @@ pub struct Machine {
     pub(crate) exits: Arc<Exits>,
     pub(crate) events: Loop,
     pub(crate) control: Option<Arc<Mutex<Control>>>,
+    /// Where the VM is to be saved.
+    pub(crate) template: Option<Template>,
+    pub(crate) generation: u32,
     pub(crate) timeline: Timeline,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) memory_mib: u32,
@@ -88,18 +95,33 @@ impl Machine {
     /// Builds the VM of `spec` and enters `jail`. Call it while the process has one thread.
     pub fn build(spec: &VmSpec, mut jail: Jail, timeline: &Timeline) -> Result<Self, MachineError> {
         spec.check()?;
+        let saved = spec.restore.as_ref().map(|files| Saved::open(files, spec)).transpose()?;
+        let generation = saved.as_ref().map_or(0, |saved| saved.state.generation + 1);
         // First, so that the worker starts while the VM is being built.
-        let (fs_worker, fs_socket) = FsWorker::spawn(&spec.shares, jail.worker())?;
-        let memory = memory::create(spec.memory_mib)?;
+        let (fs_worker, fs_socket) = FsWorker::spawn(&spec.shares, generation, jail.worker())?;
+        let memory = match &saved {
+            Some(saved) => saved.map_memory(spec)?,
+            None => memory::create(spec.memory_mib)?,
+        };
         let vm = Vm::new(memory.clone())?;
         timeline.mark("vm_created");
 
         let device_error = |device| move |source| MachineError::Device { device, source };
         let wake = event_fd().map_err(device_error("ending"))?;
         let ending = Ending::new(Arc::new(wake));
+        let gate = Gate::new().map_err(MachineError::Gate)?;
+        let template = spec.template.as_ref().map(Template::new);
         let ready = event_fd().map_err(device_error("vsock"))?;
         let mut wiring = Wiring::new(&vm, &memory)?;
-        let ready_by_port = ready.try_clone().map_err(device_error("vsock"))?;
+        if saved.is_some() {
+            // The agent listens since before it was saved.
+            let _ = ready.write(1);
+        }
+        let marks = Marks {
+            ready: ready.try_clone().map_err(device_error("vsock"))?,
+            timeline: timeline.clone(),
+            at_waiting: template.is_some().then(|| (gate.clone(), ending.clone())),
+        };
         let (host_events, guest_end) =
             HostEvents::of(spec).map_err(device_error("host events"))?.unzip();
         let path = jail.socket(&spec.vsock);
@@ -110,6 +132,9 @@ impl Machine {
         for net in &spec.nets {
             wiring.add(net::device(net).map_err(device_error("net"))?)?;
         }
+        if let Some(saved) = &saved {
+            saved.restore_devices(&wiring.mmio)?;
+        }
         let Wiring { mut events, mmio, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
         host_events.map(|host| events.add_subscriber(Arc::new(Mutex::new(host))));
@@ -118,21 +143,17 @@ impl Machine {
         let bus = Bus {
             mmio,
             serial: spec.console.then(|| serial(&vm)).transpose()?,
-            boot_mark: Some(Mutex::new(boot_mark(ready_by_port, timeline.clone()))),
+            boot_mark: Some(Mutex::new(marks.port())),
         };
-        let cmdline = cmdline::build(spec, bus.mmio.len() as u32).map_err(BootError::from)?;
-        let entry = boot::load(&memory, &spec.kernel, &spec.init, &cmdline, spec.vcpus)?;
-        timeline.mark("kernel_loaded");
-        let supported = vcpu::supported_cpuid(&vm.kvm)?;
-        let vcpus = (0..spec.vcpus)
-            .map(|id| vcpu::create(&vm.fd, id, spec.vcpus, &supported, entry).map(Arc::new))
-            .collect::<Result<Vec<_>, _>>()?;
+        let vcpus = match &saved {
+            Some(saved) => saved.restore_vcpus(&vm)?,
+            None => boot_vcpus(spec, &vm, &memory, bus.mmio.len() as u32, timeline)?,
+        };
         if timeline.is_on() {
             let counters = vcpus.iter().filter_map(|vcpu| ExitCounter::new(&vcpu.lock()));
             counters.for_each(|counter| timeline.count_exits(counter));
         }
         let control = spec.control_fd.map(|fd| control(fd, &mut events)).transpose()?;
-        let gate = Gate::new().map_err(MachineError::Gate)?;
         jail.enter(spec)?;
         timeline.mark("jailed");
         Ok(Self {
@@ -141,6 +162,8 @@ impl Machine {
             exits: Arc::new(Exits { bus, ending, gate }),
             events,
             control,
+            template,
+            generation,
             timeline: timeline.clone(),
             memory,
             memory_mib: spec.memory_mib,
@@ -148,6 +171,22 @@ impl Machine {
             _fs_worker: fs_worker,
         })
     }
+}
+
+/// The vCPUs of a VM that boots, and what it boots from.
+fn boot_vcpus(
+    spec: &VmSpec,
+    vm: &Vm,
+    memory: &Arc<GuestMemory>,
+    devices: u32,
+    timeline: &Timeline,
+) -> Result<Vec<Arc<Vcpu>>, MachineError> {
+    let cmdline = cmdline::build(spec, devices).map_err(BootError::from)?;
+    let entry = boot::load(memory, &spec.kernel, &spec.init, &cmdline, spec.vcpus)?;
+    timeline.mark("kernel_loaded");
+    let supported = vcpu::supported_cpuid(&vm.kvm)?;
+    let create = |id| vcpu::create(&vm.fd, id, spec.vcpus, &supported, entry);
+    (0..spec.vcpus).map(|id| Ok(Arc::new(create(id)?))).collect()
 }
 
 /// Puts virtio devices at their windows, interrupt lines and event loop.
@@ -193,20 +232,6 @@ fn serial(vm: &Vm) -> Result<Mutex<Serial>, MachineError> {
     let line = vm.interrupt(layout::SERIAL_GSI)?;
     let out: Box<dyn Write + Send> = Box::new(io::stderr());
     Ok(Mutex::new(Serial::new(out, line)))
-}
-
-fn boot_mark(ready: EventFd, timeline: Timeline) -> BootMarkPort {
-    BootMarkPort::new(Box::new(move |mark| match BootMark::try_from(mark) {
-        Ok(BootMark::Kernel) => timeline.mark("kernel"),
-        Ok(BootMark::Init) => timeline.mark("init"),
-        Ok(BootMark::AgentReady) => {
-            timeline.mark("agent_ready");
-            // A counter that is full is as good a signal.
-            let _ = ready.write(1);
-        }
-        Ok(BootMark::Started) => timeline.mark("started"),
-        Err(_) => {}
-    }))
 }
 
 fn vsock(

@@ -83,6 +83,7 @@ fn run(spec: &VmSpec) -> ExitCode {
         Ok((Ended::Reported(exit), _)) => {
             Outcome::Exited { code: exit.code, oom_killed: exit.oom_killed }
         }
+        Ok((Ended::Saved, _)) => Outcome::Saved,
         Ok((Ended::Unexpected(end), memory)) => Outcome::Failed {
             message: end.to_string(),
             kernel_log: kernel.map_or(Vec::new(), |file| kernel_log::last_lines(&memory, file)),
@@ -91,6 +92,7 @@ fn run(spec: &VmSpec) -> ExitCode {
     };
     let code = match &outcome {
         Outcome::Exited { code, .. } => *code,
+        Outcome::Saved => 0,
         Outcome::Failed { .. } => EXIT_FAILED,
     };
     report(spec, Report { outcome, timeline: timeline.marks() });

@@ -35,6 +35,13 @@ impl Machine {
                 drop(self.vm);
                 return Ok((ended, self.memory));
             }
+            if self.exits.gate.is_closed()
+                && let Some(template) = self.template.take()
+            {
+                let state = self.save(template.memory())?;
+                template.write(&state)?;
+                self.exits.ending.saved();
+            }
             self.serve_control(started);
         }
     }

@@ -48,6 +48,12 @@ pub struct VmSpec {
     /// Joins the guest's serial console to stderr.
     #[serde(default)]
     pub console: bool,
+    /// The VM is not run for a container: it is saved to these files when its agent waits for one.
+    #[serde(default)]
+    pub template: Option<SnapshotFiles>,
+    /// The VM does not boot: it goes on where the snapshot in these files stands.
+    #[serde(default)]
+    pub restore: Option<SnapshotFiles>,
     /// An inherited fd that gets a [`Report`] as one line of JSON when the VM has ended.
     #[serde(default)]
     pub report_fd: Option<i32>,
@@ -67,6 +73,16 @@ pub struct VmSpec {
     /// CLOCK_MONOTONIC in ns at which the timeline begins; collects a timeline if set.
     #[serde(default)]
     pub timeline_from_ns: Option<u64>,
+}
+
+/// A snapshot's two files, as inherited fds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotFiles {
+    /// The state file (see [`crate::snapshot`]).
+    pub state_fd: i32,
+    /// The memory file.
+    pub memory_fd: i32,
 }
 
 /// A host directory or single file that the guest may see.
@@ -154,6 +170,8 @@ pub enum Outcome {
         /// The guest kernel ran out of memory.
         oom_killed: bool,
     },
+    /// The VM was saved ([`VmSpec::template`]).
+    Saved,
     /// The VM could not start or ended without the agent's report. One sentence, then, if the
     /// guest kernel panicked, its last lines.
     Failed {
@@ -213,7 +231,10 @@ impl VmSpec {
         let own = [self.vsock_fd, self.control_fd, self.report_fd, self.leash_fd].into_iter();
         let taps = self.nets.iter().map(|net| net.tap_fd);
         let shares = self.shares.iter().map(|share| share.fd);
-        own.chain(taps).chain(shares).flatten().chain(self.keep_fds.iter().copied())
+        let snapshots = [&self.template, &self.restore].into_iter().flatten();
+        let snapshots = snapshots.flat_map(|files| [Some(files.state_fd), Some(files.memory_fd)]);
+        let all = own.chain(taps).chain(shares).chain(snapshots).flatten();
+        all.chain(self.keep_fds.iter().copied())
     }
 
     /// Checks what the type cannot say.

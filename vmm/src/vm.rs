@@ -43,6 +43,8 @@ pub struct Vm {
     pub kvm: Kvm,
     /// The machine.
     pub fd: VmFd,
+    /// It has the old timer beside those of the local APICs.
+    pub has_pit: bool,
     // KVM keeps reading and writing these mappings for as long as `fd` lives.
     _memory: Arc<GuestMemory>,
 }
@@ -54,14 +56,15 @@ impl Vm {
         let fd = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
         fd.set_tss_address(layout::KVM_TSS).map_err(ioctl("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
-        if !fd.check_extension(Cap::TscDeadlineTimer) {
+        let has_pit = !fd.check_extension(Cap::TscDeadlineTimer);
+        if has_pit {
             // Linux then calibrates its local APIC timer against the PIT.
             fd.create_pit2(Default::default()).map_err(ioctl("KVM_CREATE_PIT2"))?;
         }
         for (slot, region) in (0..).zip(memory.iter()) {
             map_region(&fd, slot, region)?;
         }
-        Ok(Self { kvm, fd, _memory: memory })
+        Ok(Self { kvm, fd, has_pit, _memory: memory })
     }
 
     /// Makes the interrupt line of a global system interrupt.

@@ -63,16 +63,66 @@ pub enum BootMark {
     AgentReady = 3,
     /// The container's process has been executed.
     Started = 4,
+    /// The agent is about to wait for its first call: everything before it is the same for any
+    /// container, and a VM is saved as a template here. What the agent does next is ask for the
+    /// [`GuestInfo`].
+    Waiting = 5,
 }
 
 impl TryFrom<u8> for BootMark {
     type Error = u8;
 
     fn try_from(mark: u8) -> Result<Self, u8> {
-        [Self::Kernel, Self::Init, Self::AgentReady, Self::Started]
+        [Self::Kernel, Self::Init, Self::AgentReady, Self::Started, Self::Waiting]
             .into_iter()
             .find(|known| *known as u8 == mark)
             .ok_or(mark)
+    }
+}
+
+/// What makes a VM itself: read from [`BOOT_MARK_PORT`] as [`GuestInfo::WORDS`] doublewords one after
+/// another, of which the first is that after [`BootMark::Waiting`]. (One string instruction would
+/// take one exit instead, but KVM's emulator refuses those to a process with ioperm(2).)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestInfo {
+    /// The host's wall clock, ns since the Unix epoch.
+    pub realtime_ns: u64,
+    /// Random bytes that nobody else was given; `None` if the host has none.
+    pub seed: Option<[u8; Self::SEED_LEN]>,
+}
+
+impl GuestInfo {
+    /// Bytes of the seed: 256 bits, as much as the kernel's pool takes to be ready.
+    pub const SEED_LEN: usize = 32;
+    /// A magic number that tells whether there is a seed, the clock, the seed; little-endian.
+    pub const WORDS: usize = 3 + Self::SEED_LEN / 4;
+    const MAGIC: u32 = 0x4f46_4e49;
+    const MAGIC_SEEDED: u32 = Self::MAGIC + 1;
+
+    /// The information as it is read.
+    pub fn to_words(self) -> [u32; Self::WORDS] {
+        let mut words = [0; Self::WORDS];
+        words[0] = if self.seed.is_some() { Self::MAGIC_SEEDED } else { Self::MAGIC };
+        (words[1], words[2]) = (self.realtime_ns as u32, (self.realtime_ns >> 32) as u32);
+        let seed = self.seed.unwrap_or_default();
+        for (word, bytes) in words[3..].iter_mut().zip(seed.chunks_exact(4)) {
+            *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        words
+    }
+
+    /// Takes what was read apart; `None` where no VMM of ours answers the port.
+    pub fn from_words(words: [u32; Self::WORDS]) -> Option<Self> {
+        let mut seed = [0; Self::SEED_LEN];
+        for (bytes, word) in seed.chunks_exact_mut(4).zip(&words[3..]) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        let seed = match words[0] {
+            Self::MAGIC => None,
+            Self::MAGIC_SEEDED => Some(seed),
+            _ => return None,
+        };
+        Some(Self { realtime_ns: u64::from(words[1]) | u64::from(words[2]) << 32, seed })
     }
 }
 
@@ -194,6 +244,15 @@ mod tests {
         }
         assert_eq!(HostEvent::from_bytes([0; HostEvent::LEN]), None);
         assert_eq!(HostEvent::from_bytes([2, 0, 0, 0, 0, 1, 0, 0]), None);
+    }
+
+    #[test]
+    fn guest_info_survives_the_port() {
+        for seed in [None, Some([7; GuestInfo::SEED_LEN])] {
+            let info = GuestInfo { realtime_ns: 0x0102_0304_0506_0708, seed };
+            assert_eq!(GuestInfo::from_words(info.to_words()), Some(info));
+        }
+        assert_eq!(GuestInfo::from_words([u32::MAX; GuestInfo::WORDS]), None);
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Channel {
         self.dead.is_some()
     }
 
+    /// No request is on its way, with the worker or on its way back.
+    pub fn is_idle(&self) -> bool {
+        self.sending.is_none() && self.slots.is_empty() && self.orphans == 0 && self.done.is_empty()
+    }
+
     /// The socket took no more; no request can be submitted until [`Self::flush`] got it to.
     pub fn is_blocked(&self) -> bool {
         self.sending.is_some()

@@ -143,6 +143,15 @@ impl VirtioDevice for FsDevice {
         }
     }
 
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    /// A request that the worker still has could not be answered to a restored guest.
+    fn is_idle(&self) -> bool {
+        self.channel.is_idle()
+    }
+
     fn register(&mut self, ops: &mut EventOps) {
         let socket = self.channel.socket();
         let added = ops.add(Events::with_data(socket, SOCKET, EventSet::IN));

@@ -26,6 +26,11 @@ impl Slots {
         Self { slots: Vec::new(), free: Vec::new(), max }
     }
 
+    /// No request is in flight, and no number is reserved.
+    pub fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
     /// Reserves a number; `None` if too many requests are in flight. A guest that follows the
     /// rules has no more in flight than its queues have entries.
     pub fn reserve(&mut self) -> Option<u64> {

@@ -221,6 +221,10 @@ impl VirtioDevice for Net {
         self.active = None;
     }
 
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
     fn register(&mut self, ops: &mut EventOps) {
         if let Some(tap) = &self.tap {
             // Edges: frames that wait for the guest's buffers would keep the loop awake.

@@ -102,6 +102,37 @@ pub trait VirtioDevice: Send {
     fn queue_notified(&mut self, index: usize, ops: &mut EventOps);
     /// An fd of the device's own is ready. May be called while inactive.
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
+    /// What [`VirtioDevice::activate`] was given, while active.
+    fn active(&self) -> Option<&Active>;
+    /// Whether nothing of the guest's is under way in the device: a device is saved only then. A
+    /// device that is not gets there by itself while the guest stands still.
+    fn is_idle(&self) -> bool {
+        true
+    }
+    /// What the device must remember beside its queues, in a format of its own.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// Takes over what [`VirtioDevice::save`] returned, before [`VirtioDevice::activate`] if the saved
+    /// device was active. The bytes come from a file: they may be anything.
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let foreign = RestoreError::Device { device: self.name() };
+        if state.is_empty() { Ok(()) } else { Err(foreign) }
+    }
+}
+
+/// Why a saved device cannot be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The state is another device's, or one that no device can have.
+    #[error("the saved state of the {device} device makes no sense")]
+    Device {
+        /// The device's name.
+        device: &'static str,
+    },
+    /// The device does not start.
+    #[error("a saved device cannot be started: {0}")]
+    Activate(#[from] ActivateError),
 }
 
 /// Serves a read of a configuration space that consists of `config`, for

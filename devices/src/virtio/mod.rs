@@ -5,4 +5,4 @@ pub mod device;
 pub mod mmio;
 pub mod used;
 
-pub use device::{ActivateError, Active, VirtioDevice};
+pub use device::{ActivateError, Active, RestoreError, VirtioDevice};

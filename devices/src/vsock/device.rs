@@ -23,7 +23,7 @@ use crate::GuestMemory;
 use crate::virtio::buffers::{Buffers, pop};
 use crate::virtio::device::read_config;
 use crate::virtio::mmio::EVENT_IDX;
-use crate::virtio::{ActivateError, Active, VirtioDevice};
+use crate::virtio::{ActivateError, Active, RestoreError, VirtioDevice};
 
 /// Packets to the guest, packets from the guest, events.
 const RX: usize = 0;
@@ -207,6 +207,26 @@ impl VirtioDevice for Vsock {
         self.reset_event = false;
         self.muxer.forget_guest();
         self.wake();
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    /// Whether the guest has connections, which a restored guest must be told to drop.
+    fn save(&self) -> Vec<u8> {
+        vec![(self.reset_event || self.muxer.is_known_to_guest()).into()]
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        match state {
+            [0] => Ok(()),
+            [1] => {
+                self.transport_reset();
+                Ok(())
+            }
+            _ => Err(RestoreError::Device { device: self.name() }),
+        }
     }
 
     fn register(&mut self, ops: &mut EventOps) {

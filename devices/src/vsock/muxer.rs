@@ -88,6 +88,11 @@ impl Muxer {
         self.replies.len() < REPLIES_MAX
     }
 
+    /// The guest knows of a connection.
+    pub fn is_known_to_guest(&self) -> bool {
+        !self.by_key.is_empty()
+    }
+
     /// There may be packets for the guest.
     pub fn has_packets(&self) -> bool {
         !self.serving.is_empty() || !self.replies.is_empty()

@@ -20,8 +20,8 @@ use crate::request::{self, Request, RequestError};
 use crate::session::{Cause, Ended, Session};
 use crate::state::{Root, StateError};
 use crate::verdict::{self, VerdictError};
-use crate::vmm::{self, Input, Vmm, VmmError};
-use crate::{EXIT_FAILED, plan, timeline};
+use crate::vmm::{self, Course, Input, Vmm, VmmError};
+use crate::{EXIT_FAILED, launch, plan, timeline};
 use bulkhead_vmm::signals::Signals;
 
 /// Exit codes of a command that cannot be executed, and of one that is not there, as in shells.
@@ -103,13 +103,18 @@ pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError>
     facts.image = image.as_ref().map(|(_, facts)| facts.clone());
     let from_ns = request.timeline.then_some(started_ns);
     let timeline = Timeline::new(from_ns);
+    let vm = plan::vm(&request, &facts, &name, dir.socket(), from_ns);
+    // Another kernel is for one to find out what it does, from its beginning; and a template has no
+    // network interfaces yet.
+    let cold = request.cold || request.kernel.is_some() || request.network.is_some();
+    let template = launch::template(&vm, &facts.vmm, root, cold);
+    let course = template.as_ref().map_or(Course::Boot, Course::Clone);
     // Before the VMM is there: none may be lost.
     let signals = Signals::block().map_err(RunError::Signals)?;
     let network = request.network.as_deref().map(Network::take_over).transpose()?;
     let network = network.unwrap_or_default();
-    let vm = plan::vm(&request, &facts, &name, dir.socket(), from_ns);
     let vm = VmSpec { nets: network.nets, ..vm };
-    let vmm = Vmm::start(&facts.vmm, vm, &dir, input(&request))?;
+    let vmm = Vmm::start(&facts.vmm, vm, &dir, input(&request), course)?;
     timeline.mark("spawned");
     // The VMM has them now, and the taps are to go with it.
     drop(network.taps);
@@ -175,6 +180,9 @@ fn exit_code(ended: Ended) -> Result<u8, RunError> {
         (_, Some(Report { outcome: Outcome::Exited { code, .. }, .. })) => Ok(code),
         (_, Some(Report { outcome: Outcome::Failed { message, kernel_log }, .. })) => {
             Err(vm(message, kernel_log))
+        }
+        (_, Some(Report { outcome: Outcome::Saved, .. })) => {
+            Err(vm("bulkhead-vmm saved a VM that it was to run".to_owned(), Vec::new()))
         }
         (Some(Cause::Signal(signal)), None) => {
             Ok(u8::try_from(signal).map_or(EXIT_FAILED, |signal| EXIT_SIGNAL | signal))

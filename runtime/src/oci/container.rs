@@ -193,7 +193,7 @@ impl Container {
     pub fn failure(&self) -> Option<(String, Vec<String>)> {
         match self.report()?.outcome {
             Outcome::Failed { message, kernel_log } => Some((message, kernel_log)),
-            Outcome::Exited { .. } => None,
+            Outcome::Exited { .. } | Outcome::Saved => None,
         }
     }
 

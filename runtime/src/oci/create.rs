@@ -317,7 +317,7 @@ fn end(mut detached: Detached, dir: &VmDir, error: CreateError) -> CreateError {
     match (serde_json::from_slice::<bulkhead_vmm::spec::Report>(&report), status) {
         (Ok(report), _) => match report.outcome {
             Outcome::Failed { message, kernel_log } => CreateError::Vm { message, kernel_log },
-            Outcome::Exited { .. } => error,
+            Outcome::Exited { .. } | Outcome::Saved => error,
         },
         (Err(_), Some(status)) => {
             CreateError::Vm { message: crate::vmm::describe(status), kernel_log: Vec::new() }

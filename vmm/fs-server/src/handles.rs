@@ -46,9 +46,9 @@ pub struct Handles {
 }
 
 impl Handles {
-    /// A table for at most `max` handles.
-    pub fn new(max: usize) -> Self {
-        Self { open: Mutex::default(), next: AtomicU64::new(1), max }
+    /// A table for at most `max` handles, numbered from `first` on.
+    pub fn new(max: usize, first: u64) -> Self {
+        Self { open: Mutex::default(), next: AtomicU64::new(first), max }
     }
 
     /// Adds a handle and returns its number; ENFILE if there are too many.

@@ -17,8 +17,6 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
-use crate::wire::ROOT_ID;
-
 /// The coarsest clock that file systems take times from (HZ=100).
 const CLOCK_TICK: Duration = Duration::from_millis(10);
 
@@ -112,9 +110,9 @@ pub struct Found {
 }
 
 impl Inodes {
-    /// A table for at most `max` inodes, the shares' roots included.
-    pub fn new(max: usize) -> Self {
-        Self { table: Mutex::new(Table { last_id: ROOT_ID, ..Table::default() }), max }
+    /// A table for at most `max` inodes, the shares' roots included, whose IDs come after `last_id`.
+    pub fn new(max: usize, last_id: u64) -> Self {
+        Self { table: Mutex::new(Table { last_id, ..Table::default() }), max }
     }
 
     /// Makes a share's root known for good.
@@ -233,6 +231,7 @@ mod tests {
 
     use super::*;
     use crate::server::{path_flags, stat};
+    use crate::wire::ROOT_ID;
 
     fn found(path: &std::path::Path, share: usize) -> Found {
         let fd = openat(CWD, path, path_flags(), Mode::empty()).unwrap();
@@ -245,7 +244,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("f");
         std::fs::write(&path, "").unwrap();
-        let inodes = Inodes::new(10);
+        let inodes = Inodes::new(10, ROOT_ID);
         let first = inodes.add(found(&path, 0)).unwrap().id;
         assert_eq!(inodes.add(found(&path, 0)).unwrap().id, first);
         inodes.forget(first, 1);
@@ -263,7 +262,7 @@ mod tests {
     #[test]
     fn the_budget_holds_and_shares_stay() {
         let temp = tempfile::tempdir().unwrap();
-        let inodes = Inodes::new(3);
+        let inodes = Inodes::new(3, ROOT_ID);
         let root = inodes.pin(found(temp.path(), 0));
         for name in ["a", "b", "c"] {
             std::fs::write(temp.path().join(name), "").unwrap();

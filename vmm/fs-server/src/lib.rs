@@ -75,6 +75,10 @@ pub struct Options {
     /// `/proc/self/fd` (O_PATH | O_DIRECTORY) of this very process, for a caller that gives up the
     /// host's tree before it calls [`serve`]; `None` opens it.
     pub proc_self_fd: Option<OwnedFd>,
+    /// How many servers the guest has known before this one, if it was restored from a snapshot:
+    /// node IDs and file handles of each begin where none of the others' are, so that what the guest
+    /// remembers of an earlier server is unknown to this one (ESTALE, EBADF), never another file.
+    pub generation: u32,
     /// The most threads; the first is the caller's, more are started when requests wait for I/O.
     pub threads_max: usize,
 }
@@ -85,6 +89,7 @@ impl Default for Options {
             entry_timeout: Duration::from_secs(1),
             attr_timeout: Duration::from_secs(1),
             proc_self_fd: None,
+            generation: 0,
             threads_max: 8,
         }
     }

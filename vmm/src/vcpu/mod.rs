@@ -19,17 +19,29 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::boot::Entry;
+use crate::snapshot::{SnapshotError, VcpuState};
 
-/// Why a vCPU could not be set up; each names the ioctl.
+/// Why a vCPU could not be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("vCPU {id}: {ioctl} failed: {source}")]
-pub struct VcpuError {
-    /// The vCPU.
-    pub id: u8,
-    /// The ioctl's name in the kernel's linux/kvm.h.
-    pub ioctl: &'static str,
-    /// What KVM answered.
-    pub source: io::Error,
+pub enum VcpuError {
+    /// An ioctl.
+    #[error("vCPU {id}: {ioctl} failed: {source}")]
+    Ioctl {
+        /// The vCPU.
+        id: u8,
+        /// The ioctl's name in the kernel's linux/kvm.h.
+        ioctl: &'static str,
+        /// What KVM answered.
+        source: io::Error,
+    },
+    /// Its saved state.
+    #[error("vCPU {id}: {source}")]
+    Restore {
+        /// The vCPU.
+        id: u8,
+        /// What does not fit.
+        source: SnapshotError,
+    },
 }
 
 /// A vCPU. Its thread holds the lock but while it is parked at the [`Gate`].
@@ -68,7 +80,7 @@ impl Vcpu {
 
 impl VcpuError {
     fn at(id: u8, ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
-        move |error| Self { id, ioctl, source: error.into() }
+        move |error| Self::Ioctl { id, ioctl, source: error.into() }
     }
 }
 
@@ -76,6 +88,18 @@ impl VcpuError {
 pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, VcpuError> {
     kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(VcpuError::at(0, "KVM_GET_SUPPORTED_CPUID"))
+}
+
+/// Creates vCPUs as the saved ones were.
+pub fn restore(vm: &VmFd, states: &[VcpuState]) -> Result<Vec<Vcpu>, VcpuError> {
+    let create = |id| vm.create_vcpu(id as u64).map_err(VcpuError::at(id as u8, "KVM_CREATE_VCPU"));
+    let vcpus = (0..states.len()).map(create).collect::<Result<Vec<_>, _>>()?;
+    // The latest: no vCPU's time goes backwards.
+    let tsc = states.iter().map(VcpuState::tsc).max().unwrap_or(0);
+    for (id, (vcpu, state)) in (0..).zip(vcpus.iter().zip(states)) {
+        state.restore(vcpu, tsc).map_err(|source| VcpuError::Restore { id, source })?;
+    }
+    Ok((0..).zip(vcpus).map(|(id, vcpu)| Vcpu::new(id, vcpu)).collect())
 }
 
 /// Creates vCPU `id` of `count`. The boot CPU (0) starts at `entry`, the others wait for its SIPI.

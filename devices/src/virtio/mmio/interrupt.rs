@@ -51,12 +51,22 @@ impl InterruptStatus {
         self.generation.load(Ordering::SeqCst)
     }
 
+    /// Takes over saved registers, and raises the line if the driver has not acknowledged: the edge
+    /// may have been on its way to the interrupt controller when that was saved.
+    pub(super) fn restore(&self, pending: u32, generation: u32) {
+        self.generation.store(generation, Ordering::SeqCst);
+        let pending = pending & (VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG);
+        if pending != 0 {
+            self.raise(pending);
+        }
+    }
+
     pub(super) fn reset(&self) {
         self.status.store(0, Ordering::SeqCst);
     }
 
-    fn raise(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::SeqCst);
+    fn raise(&self, bits: u32) {
+        self.status.fetch_or(bits, Ordering::SeqCst);
         // An eventfd refuses only when its counter is full, and then the line is up already.
         let _ = self.line.trigger();
     }

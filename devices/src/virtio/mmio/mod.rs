@@ -9,6 +9,7 @@
 mod interrupt;
 mod queue_config;
 mod registers;
+mod state;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -19,10 +20,12 @@ use std::sync::Arc;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use self::interrupt::InterruptStatus;
 use self::queue_config::QueueConfig;
+pub use self::state::{QueueState, TransportState};
 use self::status::{Status, Step};
 use crate::virtio::device::{ActivateError, Active, DATA_QUEUES, VirtioDevice};
 use crate::{GuestMemory, Interrupt};
@@ -119,16 +122,7 @@ impl Transport {
     }
 
     fn activate(&mut self) {
-        let activated = self.checked_queues().and_then(|queues| {
-            self.device.activate(Active {
-                memory: self.memory.clone(),
-                queues,
-                features: self.driver_features,
-                interrupt: self.interrupt.clone(),
-                notifiers: self.notifiers.clone(),
-            })
-        });
-        match activated {
+        match self.checked_queues().and_then(|queues| self.activate_with(queues)) {
             Ok(()) => {
                 self.active = true;
                 for (early, notifier) in self.notified_early.iter_mut().zip(self.notifiers.iter()) {
@@ -146,7 +140,17 @@ impl Transport {
         }
     }
 
-    fn checked_queues(&self) -> Result<Vec<virtio_queue::Queue>, ActivateError> {
+    fn activate_with(&mut self, queues: Vec<Queue>) -> Result<(), ActivateError> {
+        self.device.activate(Active {
+            memory: self.memory.clone(),
+            queues,
+            features: self.driver_features,
+            interrupt: self.interrupt.clone(),
+            notifiers: self.notifiers.clone(),
+        })
+    }
+
+    fn checked_queues(&self) -> Result<Vec<Queue>, ActivateError> {
         let event_idx = self.driver_features & EVENT_IDX != 0;
         let device = self.device.name();
         (0..)

@@ -41,6 +41,21 @@ impl Step {
 }
 
 impl Status {
+    /// A saved register; `None` if no driver can have got there: an unknown bit, or a step without
+    /// one before it.
+    pub(super) fn restored(bits: u32) -> Option<Self> {
+        let steps: u32 = STEPS.iter().sum();
+        let known = steps | VIRTIO_CONFIG_S_FAILED | VIRTIO_CONFIG_S_NEEDS_RESET;
+        let taken = STEPS.map(|bit| bits & bit != 0);
+        let in_order = taken.windows(2).all(|pair| pair[0] || !pair[1]);
+        (bits & !known == 0 && in_order).then_some(Self(bits))
+    }
+
+    /// The driver is done and the device has not given up.
+    pub(super) fn is_working(self) -> bool {
+        self.driver_ok() && !self.has(VIRTIO_CONFIG_S_NEEDS_RESET)
+    }
+
     /// The register's bits.
     pub(super) fn bits(self) -> u32 {
         self.0
@@ -49,6 +64,11 @@ impl Status {
     /// The driver may write its feature bits.
     pub(super) fn takes_features(self) -> bool {
         self.has(VIRTIO_CONFIG_S_DRIVER) && !self.has(VIRTIO_CONFIG_S_FEATURES_OK) && !self.failed()
+    }
+
+    /// Both sides agreed on features.
+    pub(super) fn features_ok(self) -> bool {
+        self.has(VIRTIO_CONFIG_S_FEATURES_OK)
     }
 
     /// The driver may configure queues.

@@ -68,6 +68,9 @@ impl VirtioDevice for Probe {
     fn reset(&mut self) {
         self.log.resets.fetch_add(1, Ordering::SeqCst);
     }
+    fn active(&self) -> Option<&Active> {
+        None
+    }
     fn queue_notified(&mut self, index: usize, _: &mut EventOps) {
         self.log.notified.lock().unwrap().push(index);
     }

@@ -1,0 +1,72 @@
+//! How a VM comes to run: cloned from a template, or booted. The one place where that is decided, for
+//! every verb that starts a VM.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
+
+use bulkhead_vmm::spec::{Confinement, Outcome, Report, VmSpec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::state::Root;
+use crate::templates::{Template, TemplateError, Templates};
+use crate::vmm::{self, Course, Input, Vmm};
+
+/// How long a VM may take to boot and be saved, even on an emulated processor.
+const BUILD_MAX: Duration = Duration::from_secs(300);
+
+/// The template to clone `vm` from; `None` if it is to boot. `cold` asks for that. A host that cannot
+/// make templates boots its VMs, and says why.
+pub fn template(vm: &VmSpec, program: &Path, root: &Root, cold: bool) -> Option<Template> {
+    // The log on a console begins at boot, and a template has no network interfaces yet.
+    if cold || vm.console || !vm.nets.is_empty() {
+        return None;
+    }
+    let built = Templates::of_this_user()
+        .and_then(|templates| templates.get(vm, program, |files| build(vm, program, root, files)));
+    match built {
+        Ok(template) => Some(template),
+        Err(error) => {
+            eprintln!("bulkhead: no template, so the VM boots: {error}");
+            None
+        }
+    }
+}
+
+/// Boots a VM of the shape of `vm` and saves it to `files`.
+fn build(vm: &VmSpec, program: &Path, root: &Root, files: &Template) -> Result<(), TemplateError> {
+    if io::stderr().is_terminal() {
+        let (vcpus, mib) = (vm.vcpus, vm.memory_mib);
+        eprintln!("bulkhead: making a template for VMs of {vcpus} CPU and {mib} MiB, once");
+    }
+    let error = |error: String| TemplateError::Build(error);
+    // No container has this name: theirs have no dot in front.
+    let dir = root.claim(&format!(".template-{}", std::process::id()));
+    let dir = dir.map_err(|source| error(source.to_string()))?;
+    let spec = VmSpec {
+        name: "template".to_owned(),
+        vcpus: vm.vcpus,
+        memory_mib: vm.memory_mib,
+        kernel: vm.kernel.clone(),
+        init: vm.init.clone(),
+        cmdline: vm.cmdline.clone(),
+        cid: vm.cid,
+        vsock: dir.socket(),
+        // Nothing runs in it but our own kernel and agent, and it is to write files.
+        jail: Confinement::Off,
+        ..VmSpec::default()
+    };
+    let vmm = Vmm::start(program, spec, &dir, Input::Empty, Course::Save(files));
+    let mut vmm = vmm.map_err(|source| error(source.to_string()))?;
+    let seconds = BUILD_MAX.as_secs() as i64;
+    let timeout = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(&vmm.pidfd(), PollFlags::IN)], Some(&timeout));
+    if !matches!(ended, Ok(1..)) {
+        vmm.kill();
+    }
+    match vmm.wait().map_err(|source| error(source.to_string()))? {
+        (_, Some(Report { outcome: Outcome::Saved, .. })) => Ok(()),
+        (_, Some(Report { outcome: Outcome::Failed { message, .. }, .. })) => Err(error(message)),
+        (status, _) => Err(error(vmm::describe(status))),
+    }
+}

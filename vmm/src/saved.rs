@@ -1,0 +1,131 @@
+//! Between a [`Machine`] and its snapshot: saving a VM that stands still, and building one from files.
+
+use std::fs::File;
+use std::os::fd::FromRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bulkhead_devices::GuestMemory;
+use bulkhead_devices::virtio::mmio::Transport;
+
+use crate::machine::{Machine, MachineError};
+use crate::snapshot::{self, Cpu, InterruptState, SnapshotError, VcpuState, VmState};
+use crate::spec::{SnapshotFiles, VmSpec};
+use crate::vcpu::{self, Vcpu};
+use crate::vm::Vm;
+
+/// How long devices may take to finish what the guest asked of them before it was stopped.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long one wait for that may be, ms.
+const DRAIN_STEP_MS: i32 = 10;
+
+/// Where a VM is to be saved when its agent waits.
+pub struct Template {
+    state: File,
+    memory: File,
+}
+
+impl Template {
+    /// Takes the files over.
+    pub fn new(files: &SnapshotFiles) -> Self {
+        let [state, memory] = open(files);
+        Self { state, memory }
+    }
+
+    /// The memory file.
+    pub fn memory(&self) -> &File {
+        &self.memory
+    }
+
+    /// Writes the state file.
+    pub fn write(&self, state: &VmState) -> Result<(), SnapshotError> {
+        snapshot::write(&self.state, state)
+    }
+}
+
+fn open(files: &SnapshotFiles) -> [File; 2] {
+    // SAFETY: the spec says that these descriptors were inherited for this use alone.
+    [files.state_fd, files.memory_fd].map(|fd| unsafe { File::from_raw_fd(fd) })
+}
+
+impl Machine {
+    /// Saves the VM, whose gate is closed: memory to `memory`, the rest is returned.
+    pub(crate) fn save(&mut self, memory: &File) -> Result<VmState, MachineError> {
+        if !self.exits.gate.wait_parked() {
+            return Err(SnapshotError::Busy("a vCPU does not stop").into());
+        }
+        self.drain()?;
+        let msrs = snapshot::msr_indices(&self.vm.kvm)?;
+        let vcpus = self.vcpus.iter().map(|vcpu| VcpuState::save(&vcpu.lock(), &msrs));
+        let state = VmState {
+            cpu: Cpu::of_this_host(),
+            memory_mib: self.memory_mib,
+            generation: self.generation,
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            interrupts: InterruptState::save(&self.vm.fd, self.vm.has_pit)?,
+            devices: self.exits.bus.mmio.iter().map(|device| lock(device).save()).collect(),
+        };
+        snapshot::save_memory(&self.memory, memory)?;
+        Ok(state)
+    }
+
+    /// Serves events until no device has anything of the guest's under way.
+    fn drain(&mut self) -> Result<(), MachineError> {
+        let begun = Instant::now();
+        loop {
+            let idle = self.exits.bus.mmio.iter().all(|device| lock(device).is_idle());
+            // Idle and nobody notified: what the guest asked for last has been looked at.
+            let served = self.events.run_with_timeout(if idle { 0 } else { DRAIN_STEP_MS })?;
+            if idle && served == 0 {
+                return Ok(());
+            }
+            if begun.elapsed() > DRAIN_MAX {
+                return Err(SnapshotError::Busy("a device does not come to rest").into());
+            }
+        }
+    }
+}
+
+fn lock(device: &Mutex<Transport>) -> std::sync::MutexGuard<'_, Transport> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A snapshot to build a VM from.
+pub struct Saved {
+    /// Checked against the VM's spec.
+    pub state: VmState,
+    memory: File,
+}
+
+impl Saved {
+    /// Reads the state file.
+    pub fn open(files: &SnapshotFiles, spec: &VmSpec) -> Result<Self, SnapshotError> {
+        let [state, memory] = open(files);
+        let state = snapshot::read(&state)?;
+        state.check(spec)?;
+        Ok(Self { state, memory })
+    }
+
+    /// Maps the memory file.
+    pub fn map_memory(&self, spec: &VmSpec) -> Result<Arc<GuestMemory>, SnapshotError> {
+        snapshot::map(&self.memory, spec.memory_mib)
+    }
+
+    /// Gives fresh devices their state.
+    pub fn restore_devices(&self, devices: &[Arc<Mutex<Transport>>]) -> Result<(), SnapshotError> {
+        if devices.len() != self.state.devices.len() {
+            return Err(SnapshotError::Shape("devices"));
+        }
+        for (device, state) in devices.iter().zip(&self.state.devices) {
+            lock(device).restore(state)?;
+        }
+        Ok(())
+    }
+
+    /// Creates the vCPUs and gives them and the VM their state.
+    pub fn restore_vcpus(&self, vm: &Vm) -> Result<Vec<Arc<Vcpu>>, MachineError> {
+        let vcpus = vcpu::restore(&vm.fd, &self.state.vcpus)?;
+        self.state.interrupts.restore(&vm.fd, vm.has_pit)?;
+        Ok(vcpus.into_iter().map(Arc::new).collect())
+    }
+}
