@@ -9,7 +9,7 @@ TARGET := x86_64-unknown-linux-gnu
 STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(TARGET)
 place = mkdir -p $(BIN) && ln -f -t $(BIN) $(addprefix target/$(TARGET)/release/,$(1))
 
-.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long hostile lab-selftest lab-shell timeline clean
+.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long hostile lab-selftest lab-shell timeline bench clean
 
 all: build pull ## the binaries and the guest kernel
 help: ; @grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -46,8 +46,10 @@ hostile: build rootfs lab-kernel ## guests that attack the monitor, and what is 
 	@tests/hostile/run
 timeline: build rootfs lab-kernel ## a cold start on the exact clock, instruction by instruction
 	@tests/timeline-exact
-e2e-long: build rootfs lab-kernel ## the cases that take minutes on an emulated CPU: 10,000 files
-	@tests/e2e/run --ignored
+bench: build rootfs lab-kernel ## starts beside those of QEMU, runc and what else is installed
+	@tests/bench
+e2e-long: build rootfs lab-kernel ## the cases that take minutes on an emulated CPU: 10,000 files, 1 GiB through a pipe
+	@BULKHEAD_TEST_STREAM_MIB=1024 tests/e2e/run --include-ignored ten_thousand_files a_long_stream
 lab-shell: lab-kernel ## a shell in the lab
 	@tests/lab/shell
 clean: ; @$(CARGO) clean

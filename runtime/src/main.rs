@@ -10,6 +10,7 @@
 mod agent;
 mod args;
 mod assets;
+mod bench;
 mod client;
 mod commands;
 mod delegate;
@@ -76,6 +77,12 @@ fn main() -> ExitCode {
         // A host without a place for state can be examined all the same.
         return commands::doctor::run(&doctor, root.ok().as_ref());
     }
+    if let Command::Bench(bench) = &args.command {
+        return match bench::run(bench) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => report(Failure::own(error.to_string())),
+        };
+    }
     let result = root.map_err(Failure::from).and_then(|root| match &args.command {
         Command::Pull(pull) => Ok(images(commands::pull::run(pull))?),
         Command::Images(list) => Ok(images(commands::images::run(list))?),
@@ -125,7 +132,11 @@ fn oci(command: &Command, root: &Root, log: &Log, systemd_cgroup: bool) -> Resul
         Command::Spec(spec) => spec::run(spec).map(|()| 0),
         Command::Features => features::run().map(|()| 0),
         // Done in `main`.
-        Command::Doctor(_) | Command::Pull(_) | Command::Images(_) | Command::Rmi(_) => Ok(0),
+        Command::Bench(_)
+        | Command::Doctor(_)
+        | Command::Pull(_)
+        | Command::Images(_)
+        | Command::Rmi(_) => Ok(0),
     };
     done.map_err(|error| Failure::oci(error, EXIT_OCI_FAILED))
 }

@@ -111,12 +111,8 @@ impl Machine {
         let ending = Ending::new(Arc::new(wake));
         let gate = Gate::new().map_err(MachineError::Gate)?;
         let template = spec.template.as_ref().map(Template::new);
-        let ready = event_fd().map_err(device_error("vsock"))?;
+        let ready = ready(saved.is_some()).map_err(device_error("vsock"))?;
         let mut wiring = Wiring::new(&vm, &memory)?;
-        if saved.is_some() {
-            // The agent listens since before it was saved.
-            let _ = ready.write(1);
-        }
         let marks = Marks {
             ready: ready.try_clone().map_err(device_error("vsock"))?,
             timeline: timeline.clone(),
@@ -129,9 +125,7 @@ impl Machine {
         wiring.add(Box::new(FsDevice::new(FS_TAG, fs_socket)))?;
         wiring.add(Box::new(vsock))?;
         wiring.add(Box::new(Rng::new()))?;
-        for net in &spec.nets {
-            wiring.add(net::device(net).map_err(device_error("net"))?)?;
-        }
+        wiring.add_nets(spec)?;
         if let Some(saved) = &saved {
             saved.restore_devices(&wiring.mmio)?;
         }
@@ -149,10 +143,7 @@ impl Machine {
             Some(saved) => saved.restore_vcpus(&vm)?,
             None => boot_vcpus(spec, &vm, &memory, bus.mmio.len() as u32, timeline)?,
         };
-        if timeline.is_on() {
-            let counters = vcpus.iter().filter_map(|vcpu| ExitCounter::new(&vcpu.lock()));
-            counters.for_each(|counter| timeline.count_exits(counter));
-        }
+        count_exits(&vcpus, timeline);
         let control = spec.control_fd.map(|fd| control(fd, &mut events)).transpose()?;
         jail.enter(spec)?;
         timeline.mark("jailed");
@@ -170,6 +161,23 @@ impl Machine {
             jail,
             _fs_worker: fs_worker,
         })
+    }
+}
+
+/// Says that the agent listens; that of a VM which was saved has done so since before that.
+fn ready(restored: bool) -> io::Result<EventFd> {
+    let ready = event_fd()?;
+    if restored {
+        // A fresh counter has room.
+        let _ = ready.write(1);
+    }
+    Ok(ready)
+}
+
+fn count_exits(vcpus: &[Arc<Vcpu>], timeline: &Timeline) {
+    if timeline.is_on() {
+        let counters = vcpus.iter().filter_map(|vcpu| ExitCounter::new(&vcpu.lock()));
+        counters.for_each(|counter| timeline.count_exits(counter));
     }
 }
 
@@ -200,6 +208,13 @@ struct Wiring<'a> {
 impl<'a> Wiring<'a> {
     fn new(vm: &'a Vm, memory: &'a Arc<GuestMemory>) -> Result<Self, MachineError> {
         Ok(Self { vm, memory, events: EventManager::new()?, mmio: Vec::new() })
+    }
+
+    fn add_nets(&mut self, spec: &VmSpec) -> Result<(), MachineError> {
+        spec.nets.iter().try_for_each(|net| {
+            let device = net::device(net);
+            self.add(device.map_err(|source| MachineError::Device { device: "net", source })?)
+        })
     }
 
     fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {

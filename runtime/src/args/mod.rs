@@ -56,6 +56,8 @@ pub enum Command {
     Rmi(RmiArgs),
     /// Say whether this host can run micro-VMs, by trying, and what to do if it cannot
     Doctor(DoctorArgs),
+    /// Measure starts, files, pipes and memory, here and beside others
+    Bench(Box<BenchArgs>),
 }
 
 /// `bulkhead run`
@@ -177,6 +179,59 @@ pub struct DoctorArgs {
     /// Print the checks as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `bulkhead bench`
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArgs {
+    /// What to measure [default: boot clone]
+    #[arg(value_enum, value_name = "WHAT")]
+    pub kinds: Vec<BenchKind>,
+    /// Directory that is every container's root file system; it needs /bin/busybox for VMs of --vs
+    #[arg(long, value_name = "DIR")]
+    pub rootfs: PathBuf,
+    /// Runs of each side
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub runs: usize,
+    /// Runs of each side before those that count
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub warmups: usize,
+    /// Containers at once, for density
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub clones: usize,
+    /// Number of virtual CPUs of every VM
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub cpus: String,
+    /// Memory of every VM, in MiB
+    #[arg(long, value_name = "SIZE", default_value = "128m")]
+    pub memory: String,
+    /// Others to measure: firecracker=PATH, qemu[=PATH], cloud-hypervisor=PATH, runc[=PATH], crun[=PATH]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub vs: Vec<String>,
+    /// The clock counts instructions (tests/lab/run --exact)
+    #[arg(long)]
+    pub exact: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write an HTML page with the timelines drawn
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// What `bulkhead bench` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchKind {
+    /// From exec to the first output of a VM that boots
+    Boot,
+    /// The same of one that is cloned
+    Clone,
+    /// Memory of many at once, and the last start beside the first
+    Density,
+    /// Files: written, read, made, removed
+    Fs,
+    /// Bytes through a container's standard streams
+    Vsock,
 }
 
 /// The first paragraph of clap's message as one sentence.

@@ -1,0 +1,92 @@
+//! `bulkhead bench`: how long starts take, how much memory they keep, how fast bytes move, beside
+//! whatever else can do the same here.
+//!
+//! ```text
+//! args → plan: rows, each a side and what it is to do → measured in turn → table, JSON, HTML
+//! ```
+//!
+//! Every side is measured from outside, as a user sees it: from the exec of its command to the first
+//! byte it writes. Sides take turns, so that what disturbs the host disturbs all. Nothing here starts
+//! a VM in a way of its own: bulkhead's side is `bulkhead run`.
+
+mod density;
+mod measure;
+mod peers;
+mod report;
+mod side;
+mod stats;
+mod stream;
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::args::{BenchArgs, BenchKind};
+
+use self::side::Side;
+
+/// Why nothing could be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    #[error(
+        "--vs {0}: not known; give firecracker=PATH, qemu=PATH, cloud-hypervisor=PATH, runc or crun"
+    )]
+    Peer(String),
+    #[error("{side}: {what}; its command was: {command}")]
+    Side {
+        /// The side's name.
+        side: String,
+        /// What went wrong, and what it said.
+        what: String,
+        /// What a shell would run.
+        command: String,
+    },
+    #[error("cannot {action} {}: {source}", .path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+}
+
+/// Measures what was asked for and prints it.
+pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
+    let scratch = side::Scratch::new()?;
+    let mut rows = Vec::new();
+    for kind in kinds(args) {
+        match kind {
+            BenchKind::Boot => {
+                let mut sides = vec![Side::bulkhead("boot/bulkhead", args, true)?];
+                sides.extend(peers::sides(args, &scratch)?);
+                rows.extend(measure::starts(sides, args)?);
+            }
+            BenchKind::Clone => {
+                let sides = vec![Side::bulkhead("clone/bulkhead", args, false)?];
+                rows.extend(measure::starts(sides, args)?);
+            }
+            BenchKind::Fs => rows.extend(stream::files(args, &scratch)?),
+            BenchKind::Vsock => rows.extend(stream::pipes(args, &scratch)?),
+            BenchKind::Density => rows.extend(density::clones(args)?),
+        }
+    }
+    if args.json {
+        println!("{}", report::json(&rows));
+    } else {
+        print!("{}", report::table(&rows));
+    }
+    if let Some(path) = &args.report {
+        let written = std::fs::write(path, report::html(&rows));
+        let failed = |source| BenchError::File { action: "write", path: path.clone(), source };
+        written.map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn kinds(args: &BenchArgs) -> Vec<BenchKind> {
+    match args.kinds[..] {
+        [] => vec![BenchKind::Boot, BenchKind::Clone],
+        _ => args.kinds.clone(),
+    }
+}

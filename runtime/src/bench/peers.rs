@@ -1,0 +1,201 @@
+//! Others that start something, each at the settings its own documentation gives for a quick start,
+//! and VMs of the same size with the same kernel. The commands are in the result.
+//!
+//! - QEMU: the microvm machine of docs/system/i386/microvm.rst ("running a microvm-based VM", with a
+//!   serial console and without what the kernel does not need).
+//! - Firecracker: docs/getting-started.md, with `--no-api` and a configuration file.
+//! - Cloud Hypervisor: its README's "booting your VM", direct kernel boot, serial console.
+//! - runc, crun: the bundle that their own `spec` makes, without a terminal.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use super::BenchError;
+use super::side::{Scratch, Side};
+use crate::args::BenchArgs;
+use crate::assets::{self, Dirs};
+
+/// What a VM's kernel is told: as bulkhead's own, and a serial console for the one line of output.
+const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check noreplace-smp";
+/// /init of a VM: says its word and ends the VM.
+const INIT: &str = "#!/bin/busybox sh\necho hello\n/bin/busybox reboot -f\n";
+
+/// The sides of `--vs`.
+pub fn sides(args: &BenchArgs, scratch: &Scratch) -> Result<Vec<Side>, BenchError> {
+    args.vs.iter().map(|peer| side(peer, args, scratch)).collect()
+}
+
+fn side(peer: &str, args: &BenchArgs, scratch: &Scratch) -> Result<Side, BenchError> {
+    let (name, program) = peer.split_once('=').unwrap_or((peer, peer));
+    let unknown = || BenchError::Peer(peer.to_owned());
+    let words = match name {
+        "qemu" => {
+            let program = if program == "qemu" { "qemu-system-x86_64" } else { program };
+            qemu(program, args, &Guest::new(args, scratch)?)
+        }
+        "firecracker" => firecracker(program, args, &Guest::new(args, scratch)?, scratch)?,
+        "cloud-hypervisor" => cloud_hypervisor(program, args, &Guest::new(args, scratch)?),
+        "runc" | "crun" => return container(&format!("boot/{name}"), program, args, scratch, ECHO),
+        _ => return Err(unknown()),
+    };
+    Ok(Side { name: format!("boot/{name}"), words, has_timeline: false })
+}
+
+/// What starts measure.
+const ECHO: &[&str] = &["echo", "hello"];
+
+/// What every VM gets.
+struct Guest {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+impl Guest {
+    fn new(args: &BenchArgs, scratch: &Scratch) -> Result<Self, BenchError> {
+        let kernel = Dirs::of_this_process().file(assets::KERNEL);
+        let kernel = kernel.map_err(|error| missing(assets::KERNEL, &error))?;
+        let path = args.rootfs.join("bin/busybox");
+        let busybox = std::fs::read(&path).map_err(|source| BenchError::File {
+            action: "read",
+            path,
+            source,
+        })?;
+        Ok(Self { kernel, initramfs: scratch.write("initramfs", &archive(&busybox))? })
+    }
+}
+
+fn missing(name: &str, error: &assets::AssetError) -> BenchError {
+    let source = std::io::Error::other(error.to_string());
+    BenchError::File { action: "find", path: name.into(), source }
+}
+
+/// A newc archive with busybox and /init (the kernel's
+/// Documentation/driver-api/early-userspace/buffer-format.rst).
+fn archive(busybox: &[u8]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    let mut add = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| {
+        let (size, name_len) = (data.len() as u32, name.len() as u32 + 1);
+        let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_len, 0];
+        archive.extend_from_slice(b"070701");
+        fields.iter().for_each(|field| archive.extend(format!("{field:08x}").bytes()));
+        archive.extend(name.bytes());
+        archive.push(0);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        archive.extend_from_slice(data);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    };
+    add("bin", 0o040_755, (0, 0), b"");
+    add("dev", 0o040_755, (0, 0), b"");
+    add("dev/console", 0o020_600, (5, 1), b"");
+    add("bin/busybox", 0o100_755, (0, 0), busybox);
+    add("init", 0o100_755, (0, 0), INIT.as_bytes());
+    add("TRAILER!!!", 0, (0, 0), b"");
+    archive
+}
+
+fn mib(args: &BenchArgs) -> String {
+    args.memory.trim_end_matches(['m', 'M']).to_owned()
+}
+
+fn qemu(program: &str, args: &BenchArgs, guest: &Guest) -> Vec<String> {
+    let (kernel, initramfs) = (guest.kernel.display(), guest.initramfs.display());
+    let (cpus, mib) = (&args.cpus, mib(args));
+    let line = format!(
+        "{program} -M microvm,acpi=off,x-option-roms=off,rtc=off -enable-kvm -cpu host -m {mib} \
+         -smp {cpus} -no-user-config -nodefaults -display none -no-reboot -serial stdio \
+         -kernel {kernel} -initrd {initramfs} -append"
+    );
+    let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    words.push(CMDLINE.to_owned());
+    words
+}
+
+fn firecracker(
+    program: &str,
+    args: &BenchArgs,
+    guest: &Guest,
+    scratch: &Scratch,
+) -> Result<Vec<String>, BenchError> {
+    let config = json!({
+        "boot-source": {
+            "kernel_image_path": guest.kernel,
+            "initrd_path": guest.initramfs,
+            "boot_args": CMDLINE,
+        },
+        "drives": [],
+        "machine-config": {
+            "vcpu_count": args.cpus.parse::<u32>().unwrap_or(1),
+            "mem_size_mib": mib(args).parse::<u32>().unwrap_or(128),
+        },
+    });
+    let config = scratch.write("firecracker.json", config.to_string().as_bytes())?;
+    let config = config.display().to_string();
+    Ok([program, "--no-api", "--level", "Error", "--config-file", &config]
+        .map(str::to_owned)
+        .into())
+}
+
+fn cloud_hypervisor(program: &str, args: &BenchArgs, guest: &Guest) -> Vec<String> {
+    let (kernel, initramfs) =
+        (guest.kernel.display().to_string(), guest.initramfs.display().to_string());
+    let memory = format!("size={}M", mib(args));
+    let cpus = format!("boot={}", args.cpus);
+    [
+        program,
+        "--kernel",
+        &kernel,
+        "--initramfs",
+        &initramfs,
+        "--cmdline",
+        CMDLINE,
+        "--cpus",
+        &cpus,
+        "--memory",
+        &memory,
+        "--console",
+        "off",
+        "--serial",
+        "tty",
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+/// A container of the host's kernel: the bundle that `program spec` makes, running `command`.
+pub fn container(
+    name: &str,
+    program: &str,
+    args: &BenchArgs,
+    scratch: &Scratch,
+    command: &[&str],
+) -> Result<Side, BenchError> {
+    let words = vec![program.to_owned(), "spec".to_owned()];
+    let spec = Side { name: name.to_owned(), words, has_timeline: false };
+    let bundle = scratch.path(format!("bundle-{}", name.replace('/', "-")));
+    let made = std::fs::create_dir_all(&bundle);
+    made.map_err(|error| spec.failed(error.to_string()))?;
+    let output = Command::new(program).arg("spec").current_dir(&bundle).output();
+    let output = output.map_err(|error| spec.failed(error.to_string()))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let text = std::fs::read(bundle.join("config.json"));
+    let text =
+        text.map_err(|_| spec.failed(format!("it made no config.json, and said: {said}")))?;
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| spec.failed(error.to_string()))?;
+    config["process"]["terminal"] = json!(false);
+    config["process"]["args"] = json!(command);
+    config["root"]["path"] = json!(absolute(&args.rootfs));
+    config["root"]["readonly"] = json!(false);
+    let file = bundle.join("config.json");
+    std::fs::write(&file, config.to_string()).map_err(|error| spec.failed(error.to_string()))?;
+    let id = format!("bulkhead-bench-{}", std::process::id());
+    let bundle = bundle.display().to_string();
+    let words = [program, "run", "--bundle", &bundle, &id].map(str::to_owned).into();
+    Ok(Side { name: name.to_owned(), words, has_timeline: false })
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
