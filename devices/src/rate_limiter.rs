@@ -16,8 +16,6 @@ use rustix::time::{
 };
 use serde::{Deserialize, Serialize};
 
-const SECOND_NS: u128 = 1_000_000_000;
-
 /// A rate and how far a guest may get ahead of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,45 +107,35 @@ impl RateLimiter {
 #[derive(Debug)]
 struct Bucket {
     rate: Rate,
-    /// Tokens; negative for a debt.
+    /// Billionths of tokens, of which a rate brings a whole number each nanosecond: nothing is
+    /// rounded, however often the bucket is asked. Negative for a debt.
     level: i128,
     /// Until when the level accounts for the rate.
     filled: Instant,
 }
 
+/// One token, in units of [`Bucket::level`].
+const TOKEN: i128 = 1_000_000_000;
+
 impl Bucket {
     fn full(rate: Rate, now: Instant) -> Self {
-        Self { rate, level: rate.burst.get().into(), filled: now }
+        Self { rate, level: i128::from(rate.burst.get()) * TOKEN, filled: now }
     }
 
     /// How long until there is a token.
     fn wait(&mut self, now: Instant) -> Duration {
-        let per_second = u128::from(self.rate.per_second.get());
+        let per_ns = u128::from(self.rate.per_second.get());
         let elapsed_ns = now.saturating_duration_since(self.filled).as_nanos();
-        let tokens = elapsed_ns.saturating_mul(per_second) / SECOND_NS;
-        self.level = self.level.saturating_add(i128::try_from(tokens).unwrap_or(i128::MAX));
-        let burst = i128::from(self.rate.burst.get());
-        if self.level >= burst {
-            self.level = burst;
-            self.filled = now;
-        } else {
-            // Only what whole tokens took: the rest counts for the next one. The level is below the
-            // burst, so there were fewer tokens than that.
-            let spent_ns = (tokens * SECOND_NS).div_ceil(per_second);
-            self.filled += Duration::from_nanos(u64::try_from(spent_ns).unwrap_or(u64::MAX));
-        }
-        if self.level > 0 {
-            return Duration::ZERO;
-        }
-        let missing = (1 - self.level).unsigned_abs();
-        let wait_ns = missing.saturating_mul(SECOND_NS).div_ceil(per_second);
-        let until = Duration::from_nanos(u64::try_from(wait_ns).unwrap_or(u64::MAX));
-        let since = now.saturating_duration_since(self.filled);
-        until.saturating_sub(since).max(Duration::from_nanos(1))
+        let gained = i128::try_from(elapsed_ns.saturating_mul(per_ns)).unwrap_or(i128::MAX);
+        let burst = i128::from(self.rate.burst.get()) * TOKEN;
+        self.level = self.level.saturating_add(gained).min(burst);
+        self.filled = self.filled.max(now);
+        let missing = (TOKEN - self.level).max(0).unsigned_abs();
+        Duration::from_nanos(u64::try_from(missing.div_ceil(per_ns)).unwrap_or(u64::MAX))
     }
 
     fn take(&mut self, tokens: u64) {
-        self.level -= i128::from(tokens);
+        self.level = self.level.saturating_sub(i128::from(tokens) * TOKEN);
     }
 }
 

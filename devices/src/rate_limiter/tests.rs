@@ -33,7 +33,7 @@ proptest! {
             taken += u128::from(cost);
             last = cost.into();
             let elapsed_ns = now.duration_since(start).as_nanos();
-            let allowed = u128::from(burst) + elapsed_ns * u128::from(per_second) / SECOND_NS;
+            let allowed = u128::from(burst) + elapsed_ns * u128::from(per_second) / TOKEN.unsigned_abs();
             prop_assert!(taken - last <= allowed, "{taken} of {allowed}");
         }
         prop_assert!(taken >= last);
