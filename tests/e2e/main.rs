@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod clone;
+mod containerd;
 mod doctor;
 mod files;
 mod images;
@@ -10,6 +11,7 @@ mod lifecycle;
 mod network;
 mod oci_config;
 mod overlay;
+mod podman;
 mod podman_network;
 mod process;
 mod snapshot;

@@ -4,6 +4,7 @@
 
 pub mod bundle;
 pub mod image;
+pub mod podman;
 pub mod registry;
 
 use std::ffi::OsStr;
@@ -29,6 +30,11 @@ pub fn variable(name: &str) -> PathBuf {
 /// A binary of the build under test.
 pub fn binary(name: &str) -> PathBuf {
     variable("BULKHEAD_TEST_BIN").join(name)
+}
+
+/// The shared busybox root; writes to it stay in the lab, but other tests see them.
+pub fn busybox() -> PathBuf {
+    variable("BULKHEAD_TEST_BUSYBOX")
 }
 
 /// The shared Debian root; writes to it stay in the lab, but other tests see them.
@@ -59,11 +65,7 @@ impl Host {
             .tempdir()
             .expect("a temporary directory");
         let (rootfs, state) = (dir.path().join("rootfs"), dir.path().join("state"));
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(variable("BULKHEAD_TEST_BUSYBOX"))
-            .arg(&rootfs)
-            .status();
+        let copied = Command::new("cp").arg("-a").arg(busybox()).arg(&rootfs).status();
         assert!(copied.expect("cp runs").success(), "the busybox root can be copied");
         Self { dir, rootfs, state }
     }

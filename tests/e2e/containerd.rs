@@ -1,0 +1,100 @@
+//! Debian's containerd with bulkhead in the place of its runc: `ctr` through io.containerd.runc.v2.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use bulkhead_tests::podman::{IMAGE, Podman};
+use bulkhead_tests::{Finished, binary, finish, until};
+use tempfile::TempDir;
+
+const RUNTIME: &str = "io.containerd.runc.v2";
+
+/// A containerd with state of its own and one image, ended when dropped.
+struct Containerd {
+    dir: TempDir,
+    daemon: Child,
+    image: String,
+}
+
+impl Containerd {
+    fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("bh-ctd-").tempdir().expect("a directory");
+        let path = |name: &str| dir.path().join(name);
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
+            path("root"),
+            path("state"),
+            path("sock"),
+        );
+        fs::write(path("config.toml"), config).expect("a file");
+        let log = fs::File::create(path("log")).expect("a file");
+        let mut daemon = Command::new("containerd");
+        daemon.arg("-c").arg(path("config.toml")).args(["-l", "error"]);
+        let daemon = daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        let daemon = daemon.expect("containerd starts");
+        let mut containerd = Self { dir, daemon, image: String::new() };
+        until("containerd answers", || containerd.ctr(&["version"]).code == 0);
+        let archive = containerd.archive();
+        containerd.ctr(&["image", "import", archive.to_str().expect("ASCII")]).ok();
+        containerd.image = containerd.ctr(&["image", "ls", "-q"]).ok().trim().to_owned();
+        containerd
+    }
+
+    /// The tests' image as `podman save` writes it.
+    fn archive(&self) -> PathBuf {
+        let archive = self.dir.path().join("image.tar");
+        let save = ["save", "-q", "-o", archive.to_str().expect("ASCII"), IMAGE];
+        Podman::new().call(save).ok();
+        archive
+    }
+
+    #[track_caller]
+    fn ctr(&self, args: &[&str]) -> Finished {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("-a").arg(self.dir.path().join("sock")).args(args).stdin(Stdio::null());
+        finish(ctr)
+    }
+
+    /// `ctr run OPTION IMAGE NAME sh -c SCRIPT`
+    #[track_caller]
+    fn run(&self, option: &str, name: &str, script: &str) -> Finished {
+        let bulkhead = binary("bulkhead").display().to_string();
+        let start = ["run", "--runtime", RUNTIME, "--runc-binary", &bulkhead, option];
+        self.ctr(&[&start, &[&*self.image, name, "sh", "-c", script][..]].concat())
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+#[test]
+fn ctr_runs_executes_pauses_kills_and_removes() {
+    let containerd = Containerd::start();
+    let finished = containerd.run("--rm", "one", "echo out; echo err >&2; uname -r; exit 7");
+    assert_eq!((finished.code, &*finished.stderr), (7, "err\n"), "{finished:#?}");
+    let here = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let (out, there) = finished.stdout.split_once('\n').expect("two lines");
+    assert!(out == "out" && there != here, "a kernel of its own: {finished:#?}");
+
+    containerd.run("-d", "two", "trap 'exit 5' TERM; while :; do sleep 0.1; done").ok();
+    let exec = ["task", "exec", "--exec-id", "e", "two", "sh", "-c", "echo in; exit 3"];
+    let finished = containerd.ctr(&exec);
+    assert_eq!((finished.code, &*finished.stdout), (3, "in\n"), "{finished:#?}");
+    assert!(containerd.ctr(&["task", "ps", "two"]).ok().contains("\n1 "), "PID 1 is listed");
+    assert!(containerd.ctr(&["task", "metrics", "two"]).ok().contains("memory.usage"));
+    let status = || containerd.ctr(&["task", "ls"]).ok();
+    containerd.ctr(&["task", "pause", "two"]).ok();
+    assert!(status().contains("PAUSED"), "{}", status());
+    containerd.ctr(&["task", "resume", "two"]).ok();
+    containerd.ctr(&["task", "kill", "-s", "TERM", "two"]).ok();
+    until("it has stopped", || status().contains("STOPPED"));
+    let removed = containerd.ctr(&["task", "rm", "two"]);
+    assert!(removed.stderr.contains("exit code 5"), "{removed:#?}");
+    containerd.ctr(&["container", "rm", "two"]).ok();
+}
