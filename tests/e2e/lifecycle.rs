@@ -1,6 +1,7 @@
 //! Containers beside and after one another, and what they leave behind.
 
 use std::fs;
+use std::process::Command;
 
 use bulkhead_tests::{Host, bzimage, child_named, finish, processes, signal, start, until, wait};
 
@@ -23,6 +24,22 @@ fn a_user_s_own_bzimage_boots() {
     let command = ["sh", "-c", "nproc; uname -s"];
     let said = finish(host.run(&["--kernel", kernel, "--cpus", "2"], &command)).ok();
     assert_eq!(said, "2\nLinux\n");
+}
+
+#[test]
+fn a_timeout_ends_a_container_that_does_not_listen() {
+    let host = Host::new();
+    let before = processes();
+    let script = "trap '' TERM; echo up; while :; do sleep 0.1; done";
+    let run = host.run(&[], &["sh", "-c", script]);
+    // SIGTERM after 12 s, which the container ignores; SIGKILL 2 s later.
+    let mut timeout = Command::new("timeout");
+    timeout.args(["-k", "2", "12"]).arg(run.get_program()).args(run.get_args());
+    let finished = finish(timeout);
+    assert_eq!((finished.code, finished.stdout.as_str()), (137, "up\n"), "{finished:?}");
+    until("the VM is gone with its caller", || processes() == before);
+    host.sh("true").ok();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
 }
 
 #[test]
