@@ -9,7 +9,7 @@ TARGET := x86_64-unknown-linux-gnu
 STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(TARGET)
 place = mkdir -p $(BIN) && ln -f -t $(BIN) $(addprefix target/$(TARGET)/release/,$(1))
 
-.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long hostile lab-selftest lab-shell timeline bench clean
+.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long hostile lab-selftest lab-shell timeline bench bench-check clean
 
 all: build pull ## the binaries and the guest kernel
 help: ; @grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,8 @@ timeline: build rootfs lab-kernel ## a cold start on the exact clock, instructio
 	@tests/timeline-exact
 bench: build rootfs lab-kernel ## starts beside those of QEMU, runc and what else is installed
 	@tests/bench
+bench-check: build rootfs lab-kernel ## instructions of a start and of a clone against tests/bench-baseline.json, 2 % slack
+	@tests/bench-check
 e2e-long: build pull rootfs lab-kernel ## the cases that take minutes on an emulated CPU: 1 GiB through a pipe, 20 containers of podman's at once
 	@BULKHEAD_TEST_STREAM_MIB=1024 tests/e2e/run --include-ignored a_long_stream twenty_run_at_once
 lab-shell: lab-kernel ## a shell in the lab
