@@ -3,72 +3,20 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use bulkhead_tests::{Finished, Host, binary, finish, until};
-use tempfile::TempDir;
+use bulkhead_tests::podman::{IMAGE, Podman};
+use bulkhead_tests::{Finished, until};
 
-const IMAGE: &str = "localhost/busybox";
 const V4: &str = "10.99.1";
 const V6: &str = "fd00:99:1:";
 const PORT: u16 = 18080;
 
-/// A podman with storage, networks and state of its own.
-struct Podman(TempDir);
-
-impl Podman {
-    fn new() -> Self {
-        // Short: a container's ID and the name of a socket are added, and a socket's path is short.
-        let dir = tempfile::Builder::new().prefix("bh-net-").tempdir().expect("a directory");
-        let conf = format!(
-            "[network]\nnetwork_backend = \"netavark\"\n[containers]\nlog_driver = \"k8s-file\"\n\
-             [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
-             [engine.runtimes]\nbulkhead = [{:?}]\n",
-            binary("bulkhead"),
-        );
-        fs::write(dir.path().join("conf"), conf).expect("a file");
-        let podman = Self(dir);
-        let tar = podman.0.path().join("root.tar");
-        let host = Host::new();
-        let packed =
-            Command::new("tar").arg("-C").arg(&host.rootfs).arg("-cf").arg(&tar).arg(".").status();
-        assert!(packed.expect("tar runs").success(), "the busybox root is packed");
-        podman.call(&["import", "-q", tar.to_str().expect("ASCII"), IMAGE]).ok();
-        podman
-    }
-
-    #[track_caller]
-    fn call(&self, arguments: &[&str]) -> Finished {
-        let path = |name: &str| self.0.path().join(name).display().to_string();
-        let mut podman = Command::new("podman");
-        podman.env("CONTAINERS_CONF", path("conf")).stdin(Stdio::null()).arg("--runtime=bulkhead");
-        podman.arg(format!("--runtime-flag=root={}", path("s")));
-        for (option, name) in [
-            ("root", "storage"),
-            ("runroot", "run"),
-            ("tmpdir", "tmp"),
-            ("network-config-dir", "networks"),
-        ] {
-            podman.arg(format!("--{option}={}", path(name)));
-        }
-        podman.args(arguments);
-        finish(podman)
-    }
-
-    /// `podman run --rm --network NETWORK IMAGE sh -c SCRIPT`
-    #[track_caller]
-    fn run(&self, network: &str, script: &str) -> Finished {
-        self.call(&["run", "--rm", "--network", network, IMAGE, "sh", "-c", script])
-    }
-}
-
-impl Drop for Podman {
-    fn drop(&mut self) {
-        // Whatever a failed test left: its mounts would keep the directory.
-        let _ = self.call(&["rm", "-fa", "-t", "0"]);
-    }
+/// `podman run --rm --network NETWORK IMAGE sh -c SCRIPT`
+#[track_caller]
+fn run(podman: &Podman, network: &str, script: &str) -> Finished {
+    podman.call(["run", "--rm", "--network", network, IMAGE, "sh", "-c", script])
 }
 
 /// What an HTTP server says to a request; nothing if it cannot be reached.
@@ -86,15 +34,15 @@ fn fetch(address: &str, port: u16) -> String {
 fn containers_have_names_ports_and_ways_out() {
     let podman = Podman::new();
     let (v4, v6, port) = (format!("{V4}.0/24"), format!("{V6}:/64"), format!("{PORT}:80"));
-    podman.call(&["network", "create", "--ipv6", "--subnet", &v4, "--subnet", &v6, "lan"]).ok();
+    podman.call(["network", "create", "--ipv6", "--subnet", &v4, "--subnet", &v6, "lan"]).ok();
     let serve = "mkdir /www; echo from the web container >/www/index.html; exec httpd -f -h /www";
     let web = ["run", "-d", "--name", "web", "--network", "lan", "-p", &port];
-    podman.call(&[&web[..], &[IMAGE, "sh", "-c", serve]].concat()).ok();
+    podman.call([&web[..], &[IMAGE, "sh", "-c", serve]].concat()).ok();
     until("the server answers through its port", || {
         fetch("127.0.0.1", PORT).contains("from the web container")
     });
     let inspect = ["inspect", "-f", "{{.NetworkSettings.Networks.lan.IPAddress}}", "web"];
-    let address = podman.call(&inspect).ok().trim().to_owned();
+    let address = podman.call(inspect).ok().trim().to_owned();
     assert!(fetch(&address, 80).contains("from the web container"), "at {address}");
 
     let listener = TcpListener::bind((format!("{V4}.1"), 0)).expect("a port at the gateway");
@@ -108,7 +56,7 @@ fn containers_have_names_ports_and_ways_out() {
          nc {V4}.1 {outside} </dev/null; ping -6 -c 1 -W 9 web >/dev/null && echo pinged; \
          ip -o -4 addr show eth0 | cut -d ' ' -f 7; ip route"
     );
-    let said = podman.run("lan", &script).ok();
+    let said = run(&podman, "lan", &script).ok();
     server.join().expect("the server");
     for words in [
         "from the web container\n",
@@ -120,24 +68,24 @@ fn containers_have_names_ports_and_ways_out() {
     ] {
         assert!(said.contains(words), "{words:?} is said: {said}");
     }
-    let finished = podman.run("container:web", "true");
+    let finished = run(&podman, "container:web", "true");
     assert!(finished.code != 0 && finished.stderr.contains("of another one"), "{finished:?}");
-    podman.call(&["restart", "-t", "1", "web"]).ok();
+    podman.call(["restart", "-t", "1", "web"]).ok();
     until("it serves again after a restart", || {
         fetch("127.0.0.1", PORT).contains("from the web container")
     });
-    podman.call(&["rm", "-f", "-t", "0", "web"]).ok();
+    podman.call(["rm", "-f", "-t", "0", "web"]).ok();
     assert_eq!(fetch("127.0.0.1", PORT), "");
 }
 
 #[test]
 fn the_default_bridge_and_no_network_are_as_with_other_runtimes() {
     let podman = Podman::new();
-    let said = podman.run("podman", "ip -o addr; cat /etc/resolv.conf; cat /etc/hosts").ok();
+    let said = run(&podman, "podman", "ip -o addr; cat /etc/resolv.conf; cat /etc/hosts").ok();
     assert!(said.contains("eth0") && said.contains("inet 10.88.0."), "{said}");
-    let said = podman.run("none", "ls /sys/class/net").ok();
+    let said = run(&podman, "none", "ls /sys/class/net").ok();
     assert_eq!(said, "lo\n");
-    let finished = podman.run("host", "true");
+    let finished = run(&podman, "host", "true");
     assert_ne!(finished.code, 0);
     assert!(finished.stderr.contains("the host's network"), "{finished:?}");
     assert!(fs::read_dir("/run/netns").is_ok_and(|left| left.count() == 0), "no namespace is left");

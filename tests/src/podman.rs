@@ -1,4 +1,4 @@
-//! Podman with bulkhead as its runtime, with storage of its own.
+//! Podman with bulkhead as its runtime, with storage and networks of its own.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -26,7 +26,7 @@ impl Podman {
         let podman = Self { dir: dir.expect("a temporary directory") };
         // What the README tells users to put there, and no init system.
         let conf = format!(
-            "[containers]\nlog_driver = \"k8s-file\"\n\
+            "[network]\nnetwork_backend = \"netavark\"\n[containers]\nlog_driver = \"k8s-file\"\n\
              [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
              runtime_supports_json = [\"bulkhead\"]\n\
              [engine.runtimes]\nbulkhead = [{:?}]\n",
@@ -57,6 +57,7 @@ impl Podman {
             .arg(option("root", &self.path("storage")))
             .arg(option("runroot", &self.path("run")))
             .arg(option("tmpdir", &self.path("tmp")))
+            .arg(option("network-config-dir", &self.path("networks")))
             .args(args)
             .stdin(Stdio::null());
         command
