@@ -9,7 +9,7 @@ TARGET := x86_64-unknown-linux-gnu
 STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(TARGET)
 place = mkdir -p $(BIN) && ln -f -t $(BIN) $(addprefix target/$(TARGET)/release/,$(1))
 
-.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long hostile lab-selftest lab-shell timeline bench bench-check clean
+.PHONY: all help deps kernel lab-kernel build agent pull rootfs demo test check unit e2e e2e-long hostile lab-selftest lab-shell fuzz timeline bench bench-check clean
 
 all: build pull ## the binaries and the guest kernel
 help: ; @grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,8 @@ e2e: build pull rootfs lab-kernel ## containers in VMs, on this KVM if it can ho
 	@tests/e2e/run
 hostile: build rootfs lab-kernel ## guests that attack the monitor, and what is left of the host afterwards
 	@tests/hostile/run
+fuzz: ## every parser of hostile bytes under libFuzzer, FUZZ_SECONDS (60) each; `make unit` has a short one
+	@tests/fuzz/run
 timeline: build rootfs lab-kernel ## a cold start on the exact clock, instruction by instruction
 	@tests/timeline-exact
 bench: build rootfs lab-kernel ## starts beside those of QEMU, runc and what else is installed

@@ -186,6 +186,11 @@ impl Driver {
         self.lock().read(u64::from(VIRTIO_MMIO_CONFIG) + offset, data);
     }
 
+    /// How many queues there are.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
     pub fn queue(&mut self, index: usize) -> &mut DriverQueue {
         &mut self.queues[index]
     }

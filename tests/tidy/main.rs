@@ -149,7 +149,9 @@ fn every_module_is_part_of_its_crate() {
     let sources = sources();
     let dead = sources.iter().filter(|(file, _)| {
         let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let target = ["main", "lib", "build"].contains(&stem) || in_dir(file, "examples");
+        let target = ["main", "lib", "build"].contains(&stem)
+            || in_dir(file, "examples")
+            || in_dir(file, "bin");
         // What cargo finds by itself: files in the tests folder of a crate.
         let top_level_test = in_dir(file, "tests")
             && file

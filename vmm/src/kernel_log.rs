@@ -18,6 +18,8 @@ const LINES_MAX: usize = 40;
 const LINE_LEN_MAX: usize = 512;
 /// Bounds for the ring's own numbers: Linux' CONFIG_LOG_BUF_SHIFT ends at 25.
 const SIZE_BITS_MAX: u32 = 25;
+/// Records that are looked at: few that hold no line stand between the last lines.
+const RECORDS_MAX: u64 = 4096;
 
 /// x86-64 virtual addresses of the kernel image and of all physical memory (4-level paging), as
 /// in the kernel's Documentation/arch/x86/x86_64/mm.rst; both without KASLR.
@@ -39,8 +41,12 @@ const BLOCK_HEAD_LEN: u64 = 8;
 /// The last lines of the guest kernel's log, oldest first; empty if they cannot be found.
 /// `kernel` is the file the guest was booted from.
 pub fn last_lines(memory: &GuestMemory, kernel: File) -> Vec<String> {
-    let ring = symbol(kernel, "prb").and_then(|prb| Ring::read(memory, prb));
-    ring.map(|ring| ring.lines()).unwrap_or_default()
+    symbol(kernel, "prb").map(|prb| lines_at(memory, prb)).unwrap_or_default()
+}
+
+/// The same, for a kernel whose `prb` is at the virtual address `prb`.
+pub fn lines_at(memory: &GuestMemory, prb: u64) -> Vec<String> {
+    Ring::read(memory, prb).map(|ring| ring.lines()).unwrap_or_default()
 }
 
 fn symbol(mut kernel: File, name: &str) -> Option<u64> {
@@ -97,7 +103,7 @@ impl<'a> Ring<'a> {
 
     fn lines(&self) -> Vec<String> {
         let records = self.head_id.wrapping_sub(self.tail_id).wrapping_add(1);
-        let records = records.min(1 << self.count_bits);
+        let records = records.min(1 << self.count_bits).min(RECORDS_MAX);
         let mut lines: Vec<String> = (0..records)
             .map_while(|back| self.head_id.checked_sub(back))
             .filter_map(|id| self.record(id))
@@ -186,7 +192,7 @@ mod tests {
     }
 
     fn lines(memory: &GuestMemory) -> Vec<String> {
-        Ring::read(memory, PRB).map(|ring| ring.lines()).unwrap_or_default()
+        lines_at(memory, PRB)
     }
 
     #[test]

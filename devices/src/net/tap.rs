@@ -46,8 +46,8 @@ impl Tap {
     }
 
     /// A datagram socket in place of a tap.
-    #[cfg(test)]
-    pub(super) fn socket(fd: OwnedFd) -> Self {
+    #[cfg(any(test, feature = "testing"))]
+    pub fn socket(fd: OwnedFd) -> Self {
         Self { fd, is_tap: false }
     }
 

@@ -16,7 +16,7 @@ mod compression;
 pub mod config;
 pub mod digest;
 pub mod import;
-mod layer;
+pub mod layer;
 pub mod limits;
 mod measured;
 mod overlay;

@@ -60,12 +60,14 @@ pub fn seal(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn encode(state: &VmState) -> Result<Vec<u8>, SnapshotError> {
+/// A state file of `state`.
+pub fn encode(state: &VmState) -> Result<Vec<u8>, SnapshotError> {
     let body = postcard::to_stdvec(state);
     Ok(seal(&body.map_err(|_| SnapshotError::Busy("its state does not encode"))?))
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<VmState, SnapshotError> {
+/// The state in a whole file.
+pub fn decode(bytes: &[u8]) -> Result<VmState, SnapshotError> {
     match postcard::take_from_bytes(body(bytes)?) {
         Ok((state, [])) => Ok(state),
         _ => Err(SnapshotError::Damaged("it does not decode")),

@@ -26,7 +26,7 @@ use bulkhead_devices::virtio::mmio::TransportState;
 use serde::{Deserialize, Serialize};
 
 pub use self::cpu::Cpu;
-pub use self::file::{read, seal, verify, write};
+pub use self::file::{decode, encode, read, seal, verify, write};
 pub use self::memory::{map, save as save_memory};
 pub use self::vcpu::{VcpuState, msr_indices};
 pub use self::vm::InterruptState;

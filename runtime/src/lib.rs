@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Only this file makes an exit code: the process's own, or what [`EXIT_FAILED`] and its
-//! neighbours say.
+//! neighbours say. It is a library of one function, [`main`], so that tests/fuzz can link what
+//! reads the guest's and the bundle's words.
 
 mod agent;
 mod args;
@@ -19,6 +20,8 @@ mod images;
 mod launch;
 mod net;
 mod oci;
+#[cfg(feature = "testing")]
+pub mod parsers;
 mod plan;
 mod request;
 mod security;
@@ -57,7 +60,8 @@ struct Failure {
     kernel_log: Vec<String>,
 }
 
-fn main() -> ExitCode {
+/// What the process does, and its exit code.
+pub fn main() -> ExitCode {
     let started_ns = now_ns();
     let args = match Args::try_parse() {
         Ok(args) => args,
