@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
-use bulkhead_vmm::spec::{Confinement, Outcome, Report, VmSpec};
+use bulkhead_vmm::spec::{Confinement, NetSpec, Outcome, Report, VmSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::state::Root;
@@ -14,12 +14,14 @@ use crate::vmm::{self, Course, Input, Vmm};
 
 /// How long a VM may take to boot and be saved, even on an emulated processor.
 const BUILD_MAX: Duration = Duration::from_secs(300);
+/// A locally administered address (IEEE 802), as good as any.
+const TEMPLATE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// The template to clone `vm` from; `None` if it is to boot. `cold` asks for that. A host that cannot
 /// make templates boots its VMs, and says why.
 pub fn template(vm: &VmSpec, program: &Path, root: &Root, cold: bool) -> Option<Template> {
-    // The log on a console begins at boot, and a template has no network interfaces yet.
-    if cold || vm.console || !vm.nets.is_empty() {
+    // The log on a console begins at boot.
+    if cold || vm.console {
         return None;
     }
     let built = Templates::of_this_user()
@@ -31,6 +33,12 @@ pub fn template(vm: &VmSpec, program: &Path, root: &Root, cold: bool) -> Option<
             None
         }
     }
+}
+
+/// The interface of a template. The agent gives a clone's its address, by which the guest's driver
+/// forgets this one.
+fn unplugged() -> NetSpec {
+    NetSpec { mac: TEMPLATE_MAC, ..NetSpec::default() }
 }
 
 /// Boots a VM of the shape of `vm` and saves it to `files`.
@@ -52,6 +60,7 @@ fn build(vm: &VmSpec, program: &Path, root: &Root, files: &Template) -> Result<(
         cmdline: vm.cmdline.clone(),
         cid: vm.cid,
         vsock: dir.socket(),
+        nets: vm.nets.iter().map(|_| unplugged()).collect(),
         // Nothing runs in it but our own kernel and agent, and it is to write files.
         jail: Confinement::Off,
         ..VmSpec::default()

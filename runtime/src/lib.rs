@@ -40,6 +40,7 @@ use std::process::ExitCode;
 use bulkhead_vmm::timeline::now_ns;
 use clap::Parser;
 
+use crate::args::oci::Global;
 use crate::args::{Args, Command};
 use crate::commands::oci::OciError;
 use crate::commands::run::RunError;
@@ -92,12 +93,12 @@ pub fn main() -> ExitCode {
         Command::Images(list) => Ok(images(commands::images::run(list))?),
         Command::Rmi(rmi) => Ok(images(commands::rmi::run(rmi))?),
         Command::Run(run) if !commands::run_bundle::is_meant(run) => {
-            Ok(commands::run::run(run, &root, started_ns)?)
+            Ok(commands::run::run(run, &root, args.global.cold, started_ns)?)
         }
         command => {
             commands::isolation::choose(command, &args.global, &root)
                 .map_err(|error| Failure::oci(error, EXIT_OCI_FAILED))?;
-            oci(command, &root, &log, args.global.systemd_cgroup)
+            oci(command, &root, &log, &args.global)
         }
     });
     match result {
@@ -115,14 +116,14 @@ fn images(done: Result<(), ImageError>) -> Result<u8, RunError> {
 }
 
 /// The verbs of the OCI command line.
-fn oci(command: &Command, root: &Root, log: &Log, systemd_cgroup: bool) -> Result<u8, Failure> {
+fn oci(command: &Command, root: &Root, log: &Log, global: &Global) -> Result<u8, Failure> {
     use commands::*;
     let done = match command {
         Command::Exec(exec) => {
             return exec::run(exec, root).map_err(|error| Failure::oci(error, EXIT_EXEC_FAILED));
         }
-        Command::Run(run) => run_bundle::run(run, root, systemd_cgroup, log),
-        Command::Create(create) => create::run(create, root, systemd_cgroup).map(|()| 0),
+        Command::Run(run) => run_bundle::run(run, root, global, log),
+        Command::Create(create) => create::run(create, root, global).map(|()| 0),
         Command::Start(start) => start::run(start, root, log).map(|()| 0),
         Command::State(state) => state::run(state, root).map(|()| 0),
         Command::Kill(kill) => kill::run(kill, root).map(|()| 0),

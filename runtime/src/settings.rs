@@ -3,6 +3,7 @@
 //! ```toml
 //! profile = "tenant"              # how far bundles are trusted: a built-in profile, or one below
 //! process_runtime = "/usr/bin/crun" # what runs containers with isolation "process"
+//! cold = true                     # engines' containers boot, rather than be cloned from templates
 //!
 //! [profiles.build]
 //! isolation = "vm"                # the wall a container gets if nobody asks for another
@@ -118,6 +119,9 @@ pub struct Settings {
     profile: Option<String>,
     /// What runs containers with [`Isolation::Process`]; found on PATH if not given.
     pub process_runtime: Option<PathBuf>,
+    /// VMs that engines have made boot, rather than be cloned from templates.
+    #[serde(default)]
+    pub cold: bool,
     #[serde(default)]
     profiles: BTreeMap<String, Profile>,
 }

@@ -192,9 +192,9 @@ fn key(vm: &VmSpec, vmm: &Path) -> Result<String, TemplateError> {
     // KVM's own version.
     let host = rustix::system::uname();
     (host.release().to_bytes(), host.version().to_bytes()).hash(&mut hasher);
-    (vm.vcpus, vm.memory_mib, vm.cid, &vm.cmdline).hash(&mut hasher);
-    let (vcpus, mib) = (vm.vcpus, vm.memory_mib);
-    Ok(format!("{vcpus}cpu-{mib}m-{:016x}", hasher.finish()))
+    let (vcpus, mib, nets) = (vm.vcpus, vm.memory_mib, vm.nets.len());
+    (vcpus, mib, nets, vm.cid, &vm.cmdline).hash(&mut hasher);
+    Ok(format!("{vcpus}cpu-{mib}m-{nets}net-{:016x}", hasher.finish()))
 }
 
 #[cfg(test)]

@@ -1,20 +1,18 @@
 //! The bulkhead-vmm process of a VM: how it is started, and what it says when it ends.
 
-use std::fs::File;
-use std::io::{self, PipeReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+mod spawn;
+
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use bulkhead_vmm::spec::{Report, SnapshotFiles, VmSpec};
-use rustix::fs::MemfdFlags;
+use bulkhead_vmm::spec::{Report, VmSpec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::short_path::ShortPath;
+pub use self::spawn::{Course, spawn};
 use crate::state::VmDir;
-use crate::templates::Template;
 use bulkhead_vmm::signals;
 
 /// The longest report that is read: the timeline and a kernel's last lines are far shorter.
@@ -52,31 +50,6 @@ pub enum Input {
     Silent,
 }
 
-/// How the VM comes to run.
-#[derive(Clone, Copy, Debug)]
-pub enum Course<'a> {
-    /// It boots.
-    Boot,
-    /// It goes on where the template stands.
-    Clone(&'a Template),
-    /// It boots, to become the template in these files.
-    Save(&'a Template),
-}
-
-impl Course<'_> {
-    fn saves_to(self) -> Option<SnapshotFiles> {
-        if let Self::Save(files) = self { Some(snapshot_files(files)) } else { None }
-    }
-
-    fn goes_on_from(self) -> Option<SnapshotFiles> {
-        if let Self::Clone(files) = self { Some(snapshot_files(files)) } else { None }
-    }
-}
-
-fn snapshot_files(files: &Template) -> SnapshotFiles {
-    SnapshotFiles { state_fd: files.state.as_raw_fd(), memory_fd: files.memory.as_raw_fd() }
-}
-
 /// A running VMM.
 #[derive(Debug)]
 pub struct Vmm {
@@ -97,34 +70,26 @@ impl Vmm {
         input: Input,
         course: Course<'_>,
     ) -> Result<Self, VmmError> {
-        let listener = bind(dir.socket())?;
-        let control = bind(dir.control_socket())?;
         let (report, writer) = io::pipe().map_err(VmmError::Handover)?;
-        let spec = VmSpec {
-            vsock_fd: Some(listener.as_raw_fd()),
-            control_fd: Some(control.as_raw_fd()),
-            report_fd: Some(writer.as_raw_fd()),
-            keep_fds: vec![dir.lock().as_raw_fd()],
-            template: course.saves_to(),
-            restore: course.goes_on_from(),
-            ..spec
-        };
-        let json = json_file(&spec).map_err(VmmError::Handover)?;
-        let inherited: Vec<RawFd> = spec.inherited_fds().chain([json.as_raw_fd()]).collect();
         let (stdin, silence) = stdin(input).map_err(VmmError::Handover)?;
-        let mut command = Command::new(program);
-        command.arg("--spec-fd").arg(json.as_raw_fd().to_string()).stdin(stdin);
-        prepare(&mut command, inherited);
-        let spawned = command.spawn().and_then(|mut child| match pidfd(&child) {
-            Ok(pidfd) => Ok((child, pidfd)),
-            Err(error) => {
-                let _ = child.kill().and_then(|()| child.wait());
-                Err(error)
+        let mut child = spawn(program, spec, dir, course, writer.as_fd(), |command| {
+            command.stdin(stdin);
+            if let Course::Save(_) = course {
+                // What becomes a template is nobody's container.
+                command.stdout(Stdio::null()).stderr(Stdio::null());
             }
-        });
-        let (child, pidfd) =
-            spawned.map_err(|source| VmmError::Spawn { program: program.to_owned(), source })?;
-        Ok(Self { child, pidfd, report: Some(report), said: Vec::new(), _silence: silence })
+            prepare(command);
+        })?;
+        match pidfd(&child) {
+            Ok(pidfd) => {
+                let (report, said) = (Some(report), Vec::new());
+                Ok(Self { child, pidfd, report, said, _silence: silence })
+            }
+            Err(source) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                Err(VmmError::Spawn { program: program.to_owned(), source })
+            }
+        }
     }
 
     /// Readable when the VMM has ended.
@@ -178,21 +143,9 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-pub fn bind(path: PathBuf) -> Result<UnixListener, VmmError> {
-    let listener = ShortPath::of(&path).and_then(UnixListener::bind);
-    listener.map_err(|source| VmmError::Bind { path, source })
-}
-
 pub fn pidfd(child: &Child) -> io::Result<OwnedFd> {
     let pid = Pid::from_child(child);
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
-}
-
-pub fn json_file(spec: &VmSpec) -> io::Result<File> {
-    let mut file = File::from(rustix::fs::memfd_create("vm-spec", MemfdFlags::CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(spec)?)?;
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
-    Ok(file)
 }
 
 fn stdin(input: Input) -> io::Result<(Stdio, Option<io::PipeWriter>)> {
@@ -206,10 +159,10 @@ fn stdin(input: Input) -> io::Result<(Stdio, Option<io::PipeWriter>)> {
     })
 }
 
-/// Lets the child inherit the descriptors, die with us, and leave to us the signals that a terminal
-/// or a process group sends to both. (A process group of its own would keep them away as well, but
-/// could not read the terminal.)
-fn prepare(command: &mut Command, inherited: Vec<RawFd>) {
+/// Lets the child die with us, and leave to us the signals that a terminal or a process group sends
+/// to both. (A process group of its own would keep them away as well, but could not read the
+/// terminal.)
+fn prepare(command: &mut Command) {
     let parent = std::process::id();
     let in_child = move || {
         // SAFETY: these calls take no pointers, and are safe between fork and exec.
@@ -223,11 +176,6 @@ fn prepare(command: &mut Command, inherited: Vec<RawFd>) {
             }
             for signal in signals::PASSED_ON {
                 libc::signal(signal, libc::SIG_IGN);
-            }
-            for fd in &inherited {
-                if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
             }
         }
         Ok(())

@@ -101,7 +101,8 @@ impl Host {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(BULKHEAD);
-        command.arg("--root").arg(self.path("state")).args(args);
+        // Boots: the container's VMM is the only one that is started.
+        command.arg("--root").arg(self.path("state")).arg("--cold").args(args);
         command.env("BULKHEAD_LIBDIR", self.path("lib"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

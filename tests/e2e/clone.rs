@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_tests::{Host, debian, finish, start, wait};
+use bulkhead_tests::bundle::Bundle;
+use bulkhead_tests::podman::{IMAGE, Podman};
+use bulkhead_tests::{Finished, Host, debian, finish, is_cloned, start, wait};
 
 /// The clock of a clone may be this far off.
 const CLOCK_OFF_MAX: Duration = Duration::from_millis(10);
@@ -146,4 +148,48 @@ fn clones_see_their_own_files_and_volumes() {
         let mine = |path: &Path| fs::read_to_string(path.join("mine")).unwrap();
         assert_eq!(mine(&host.rootfs), format!("{word}\n"));
     }
+}
+
+#[test]
+fn an_engine_s_container_is_cloned_unless_told_otherwise() {
+    let bundle = Bundle::new("exec sleep 60");
+    let call = |verb: &str, options: &[&str]| -> Finished {
+        let mut call = match verb {
+            "create" => bundle.command(verb, options, "engine"),
+            _ => bundle.host.bulkhead([&[verb], options, &["engine"]].concat()),
+        };
+        call.env("BULKHEAD_TEMPLATES", bundle.host.path("templates"));
+        // The VMM keeps these streams.
+        call.stdout(fs::File::create(bundle.host.path("out")).unwrap());
+        let code = call.stderr(fs::File::create(bundle.host.path("err")).unwrap()).status();
+        let said = |name| fs::read_to_string(bundle.host.path(name)).unwrap();
+        Finished { code: code.unwrap().code().unwrap(), stdout: said("out"), stderr: said("err") }
+    };
+    for (options, cloned) in [(&[][..], true), (&[], true), (&["--cold"], false)] {
+        assert_eq!(call("create", options).ok(), "");
+        let state: serde_json::Value = serde_json::from_str(&call("state", &[]).ok()).unwrap();
+        let pid = state["pid"].as_u64().expect("a process") as u32;
+        assert_eq!(is_cloned(pid), cloned, "{options:?}");
+        call("start", &[]).ok();
+        call("delete", &["--force"]).ok();
+    }
+    assert_eq!(templates(&bundle.host).len(), 1);
+}
+
+#[test]
+fn a_container_with_a_network_is_cloned_too() {
+    let podman = Podman::new();
+    let up =
+        "ip -o -4 addr show eth0 | wc -l; cat /sys/class/net/eth0/carrier /sys/class/net/eth0/mtu";
+    for name in ["one", "two"] {
+        podman.call(["run", "-d", "--name", name, IMAGE, "sleep", "600"]).ok();
+        let pid = podman.call(["inspect", "-f", "{{.State.Pid}}", name]).ok();
+        assert!(is_cloned(pid.trim().parse().expect("a process")), "{name}");
+        assert_eq!(podman.call(["exec", name, "sh", "-c", up]).ok(), "1\n1\n1500\n");
+    }
+    let mac = |name| podman.call(["exec", name, "cat", "/sys/class/net/eth0/address"]).ok();
+    assert_ne!(mac("one"), mac("two"));
+    let address = ["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "two"];
+    let address = podman.call(address).ok();
+    podman.call(["exec", "one", "ping", "-c", "1", "-W", "9", address.trim()]).ok();
 }

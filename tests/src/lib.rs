@@ -233,6 +233,12 @@ pub fn processes() -> Vec<String> {
     .collect()
 }
 
+/// Whether a VMM's guest memory is a template's.
+pub fn is_cloned(vmm: u32) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{vmm}/maps")).expect("a process");
+    maps.lines().any(|line| line.contains("templates/") && line.ends_with("/memory"))
+}
+
 /// The child of `parent` whose command is `name`.
 pub fn child_named(parent: u32, name: &str) -> u32 {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));

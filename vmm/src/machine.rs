@@ -126,9 +126,6 @@ impl Machine {
         wiring.add(Box::new(vsock))?;
         wiring.add(Box::new(Rng::new()))?;
         wiring.add_nets(spec)?;
-        if let Some(saved) = &saved {
-            saved.restore_devices(&wiring.mmio)?;
-        }
         let Wiring { mut events, mmio, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
         host_events.map(|host| events.add_subscriber(Arc::new(Mutex::new(host))));
@@ -143,6 +140,10 @@ impl Machine {
             Some(saved) => saved.restore_vcpus(&vm)?,
             None => boot_vcpus(spec, &vm, &memory, bus.mmio.len() as u32, timeline)?,
         };
+        if let Some(saved) = &saved {
+            // Behind the interrupt controllers, which would forget what devices have to say.
+            saved.restore_devices(&bus.mmio)?;
+        }
         count_exits(&vcpus, timeline);
         let control = spec.control_fd.map(|fd| control(fd, &mut events)).transpose()?;
         jail.enter(spec)?;

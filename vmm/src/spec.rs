@@ -106,7 +106,7 @@ pub struct Share {
 }
 
 /// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
     /// An inherited fd of /dev/net/tun, attached to a tap with IFF_NO_PI and IFF_VNET_HDR. Without
@@ -260,11 +260,6 @@ impl VmSpec {
             }
         }
         self.check_nets()
-    }
-
-    /// The descriptors of [`VmSpec::nets`] that the VMM is to inherit.
-    pub fn tap_fds(&self) -> impl Iterator<Item = i32> {
-        self.nets.iter().filter_map(|net| net.tap_fd)
     }
 
     fn check_nets(&self) -> Result<(), SpecError> {

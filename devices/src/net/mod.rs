@@ -12,7 +12,8 @@
 //! without buffers leaves frames in the tap, where the host's own queue bounds them.
 //!
 //! A device without a tap is one with its cable unplugged: its link is down, and what it is given
-//! to send goes nowhere. So a template can have an interface before there is a network for it.
+//! to send goes nowhere. So a template can have an interface before there is a network for it: a
+//! restored device tells its driver to look at the configuration again.
 
 mod header;
 mod rx;
@@ -40,7 +41,7 @@ pub use self::tap::Tap;
 use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::virtio::device::read_config;
 use crate::virtio::mmio::EVENT_IDX;
-use crate::virtio::{ActivateError, Active, VirtioDevice};
+use crate::virtio::{ActivateError, Active, RestoreError, VirtioDevice};
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -94,6 +95,8 @@ pub struct Net {
     tx_limiter: RateLimiter,
     /// A frame waits for the tap to take it.
     tx_blocked: bool,
+    /// The driver may have seen another tap than this one, or none.
+    restored: bool,
     active: Option<Active>,
 }
 
@@ -120,6 +123,7 @@ impl Net {
             rx_limiter: RateLimiter::new(&config.rx_limits)?,
             tx_limiter: RateLimiter::new(&config.tx_limits)?,
             tx_blocked: false,
+            restored: false,
             active: None,
         })
     }
@@ -212,6 +216,9 @@ impl VirtioDevice for Net {
             tap.set_offloads(active.features)
                 .map_err(|source| ActivateError::Host { device: "net", source })?;
         }
+        if std::mem::take(&mut self.restored) {
+            active.interrupt.config_changed();
+        }
         self.active = Some(active);
         Ok(())
     }
@@ -223,6 +230,11 @@ impl VirtioDevice for Net {
 
     fn active(&self) -> Option<&Active> {
         self.active.as_ref()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        self.restored = true;
+        if state.is_empty() { Ok(()) } else { Err(RestoreError::Device { device: self.name() }) }
     }
 
     fn register(&mut self, ops: &mut EventOps) {

@@ -165,3 +165,25 @@ fn a_device_that_was_reset_works_again() {
     wire.driver.run();
     assert_eq!(wire.host_gets(), Some(frame(3, 60)));
 }
+
+#[test]
+fn a_restored_device_has_its_driver_look_at_the_new_tap() {
+    let mut driver = Driver::start(Box::new(Net::new(NetConfig::default()).unwrap()));
+    let generation = driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG_GENERATION);
+    let (host, guest) = sockets();
+    let tap = Some(Tap::socket(guest));
+    let plugged = Net::new(NetConfig { mac: MAC, mtu: Some(1400), tap, ..NetConfig::default() });
+    driver.restore_to(Box::new(plugged.unwrap())).unwrap();
+    assert_eq!(driver.transport.lock().unwrap().interrupt().pending(), 2, "configuration changed");
+    assert_eq!(driver.interrupts.count(), 1);
+    let changed = driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG_GENERATION);
+    assert_ne!(changed, generation);
+    let mut wire = Wire { driver, host };
+    assert_eq!(wire.status(), 1);
+    wire.post_receive(100, 1536);
+    assert!(wire.host_sends(&frame(2, 100)));
+    assert_eq!(wire.used(RX)[0].bytes, delivered(frame(2, 100), 1));
+    wire.send(&[&frame(3, 60)]);
+    wire.driver.run();
+    assert_eq!(wire.host_gets(), Some(frame(3, 60)));
+}

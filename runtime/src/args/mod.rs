@@ -128,9 +128,6 @@ pub struct RunArgs {
     /// Show the guest kernel's console on standard error
     #[arg(long)]
     pub console: bool,
-    /// Boot the VM, rather than clone it from a template
-    #[arg(long)]
-    pub cold: bool,
     /// Say afterwards on standard error when each phase of the start was reached
     #[arg(long)]
     pub timeline: bool,

@@ -29,6 +29,9 @@ pub struct Global {
     /// another runtime's containers [default: the profile's, which is vm]
     #[arg(long, value_name = "WALL")]
     pub isolation: Option<String>,
+    /// Boot the container's VM, rather than clone it from a template
+    #[arg(long, global = true)]
+    pub cold: bool,
     /// Accepted and ignored: checkpoints of a VM need no criu
     #[arg(long, value_name = "PATH", hide = true)]
     pub criu: Option<PathBuf>,

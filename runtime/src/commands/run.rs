@@ -87,8 +87,9 @@ impl RunError {
     }
 }
 
-/// Runs the container; returns its exit code. `started_ns` is where the timeline begins.
-pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError> {
+/// Runs the container, whose VM boots if it is to be `cold`; returns its exit code. `started_ns` is
+/// where the timeline begins.
+pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u8, RunError> {
     let request = Request::try_from(args)?;
     let mut facts = Facts::gather(&request, &Dirs::of_this_process())?;
     root.create()?;
@@ -104,16 +105,14 @@ pub fn run(args: &RunArgs, root: &Root, started_ns: u64) -> Result<u8, RunError>
     let from_ns = request.timeline.then_some(started_ns);
     let timeline = Timeline::new(from_ns);
     let vm = plan::vm(&request, &facts, &name, dir.socket(), from_ns);
-    // Another kernel is for one to find out what it does, from its beginning; and a template has no
-    // network interfaces yet.
-    let cold = request.cold || request.kernel.is_some() || request.network.is_some();
-    let template = launch::template(&vm, &facts.vmm, root, cold);
-    let course = template.as_ref().map_or(Course::Boot, Course::Clone);
-    // Before the VMM is there: none may be lost.
-    let signals = Signals::block().map_err(RunError::Signals)?;
     let network = request.network.as_deref().map(Network::take_over).transpose()?;
     let network = network.unwrap_or_default();
     let vm = VmSpec { nets: network.nets, ..vm };
+    // Another kernel is for one to find out what it does, from its beginning.
+    let template = launch::template(&vm, &facts.vmm, root, cold || request.kernel.is_some());
+    // Before the VMM is there: none may be lost.
+    let signals = Signals::block().map_err(RunError::Signals)?;
+    let course = Course::by(template.as_ref());
     let vmm = Vmm::start(&facts.vmm, vm, &dir, input(&request), course)?;
     timeline.mark("spawned");
     // The VMM has them now, and the taps are to go with it.

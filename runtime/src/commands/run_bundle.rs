@@ -8,12 +8,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::oci::{OciError, write_pid_file};
 use super::{delete, start};
 use crate::args::RunArgs;
+use crate::args::oci::Global;
 use crate::oci::bundle;
 use crate::oci::container::{Container, exit_code};
 use crate::oci::create::{self, Wanted};
 use crate::oci::detached::Detached;
 use crate::oci::id::ContainerId;
 use crate::oci::log::Log;
+use crate::settings::Settings;
 use crate::state::Root;
 use crate::terminal::Raw;
 use crate::vmm;
@@ -25,13 +27,14 @@ pub fn is_meant(args: &RunArgs) -> bool {
 }
 
 /// Runs the container of a bundle; returns its exit code, or 0 if it is left behind.
-pub fn run(args: &RunArgs, root: &Root, systemd_cgroup: bool, log: &Log) -> Result<u8, OciError> {
+pub fn run(args: &RunArgs, root: &Root, global: &Global, log: &Log) -> Result<u8, OciError> {
     let [id] = &args.command[..] else { return Err(OciError::OneId) };
     let id = ContainerId::try_from(id.as_str())?;
     // Before the VMM is there: none may be lost.
     let signals = (!args.detach).then(Signals::block).transpose().map_err(OciError::Signals)?;
-    let detach = args.detach;
-    let wanted = Wanted { id: &id, args: &args.bundle, detach, systemd_cgroup };
+    let (detach, systemd_cgroup) = (args.detach, global.systemd_cgroup);
+    let cold = global.cold || Settings::load()?.cold;
+    let wanted = Wanted { id: &id, args: &args.bundle, detach, systemd_cgroup, cold };
     let (mut container, mut vmm) = create::create(wanted, root)?;
     let pid = container.record.process.pid;
     let pid_file = args.bundle.pid_file.as_deref();

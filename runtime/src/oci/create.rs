@@ -36,11 +36,12 @@ use crate::args::oci::BundleArgs;
 use crate::assets::{self, AssetError, Dirs};
 use crate::client::Client;
 use crate::facts;
+use crate::launch;
 use crate::net::{self, NetError};
 use crate::state::{Root, StateError, VmDir};
 use crate::terminal;
 use crate::verdict::{self, VerdictError};
-use crate::vmm::VmmError;
+use crate::vmm::{Course, VmmError};
 
 /// How long a guest may take to boot: far longer than the slowest that was seen.
 const BOOT_MAX: Duration = Duration::from_secs(120);
@@ -111,6 +112,8 @@ pub struct Wanted<'a> {
     pub detach: bool,
     /// linux.cgroupsPath has systemd's form.
     pub systemd_cgroup: bool,
+    /// Its VM boots, rather than be cloned from a template.
+    pub cold: bool,
 }
 
 /// Creates a container; it lives on only if the VMM is [let go](Detached::let_go).
@@ -136,6 +139,8 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let spec = ContainerSpec { network: Some(network.spec).into(), ..spec };
     let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
     let vm = VmSpec { nets: network.nets, ..vm };
+    // In our own cgroup, and for the next container too: whatever comes of this one.
+    let template = launch::template(&vm, &vmm, root, wanted.cold);
     let console = console(wanted, &spec)?;
     let terminal = console.as_ref().map(|console| console.slave.try_clone()).transpose();
     let mut record = record(wanted, &bundle);
@@ -144,7 +149,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
         terminal: terminal.map_err(ConsoleError::Open)?,
         cgroups: cgroup.as_ref().map(HostCgroup::entrances).transpose()?.unwrap_or_default(),
     };
-    let created = Detached::start(&vmm, vm, &dir, surroundings)
+    let created = Detached::start(&vmm, vm, &dir, Course::by(template.as_ref()), surroundings)
         .map_err(CreateError::from)
         .and_then(|detached| {
             record.process = detached.process;

@@ -17,7 +17,7 @@ use rustix::process::Pid;
 use super::container::REPORT;
 use super::record::HostProcess;
 use crate::state::VmDir;
-use crate::vmm::{VmmError, bind, json_file};
+use crate::vmm::{Course, VmmError, spawn};
 
 /// What a VMM is started in.
 #[derive(Debug, Default)]
@@ -44,45 +44,26 @@ impl Detached {
         program: &Path,
         spec: VmSpec,
         dir: &VmDir,
+        course: Course<'_>,
         surroundings: Surroundings,
     ) -> Result<Self, VmmError> {
-        let listener = bind(dir.socket())?;
-        let control = bind(dir.control_socket())?;
         let report = File::create(dir.path().join(REPORT)).map_err(VmmError::Handover)?;
         let (leash_end, leash) = io::pipe().map_err(VmmError::Handover)?;
-        let spec = VmSpec {
-            vsock_fd: Some(listener.as_raw_fd()),
-            control_fd: Some(control.as_raw_fd()),
-            report_fd: Some(report.as_raw_fd()),
-            leash_fd: Some(leash_end.as_raw_fd()),
-            host_events: true,
-            keep_fds: vec![dir.lock().as_raw_fd()],
-            ..spec
-        };
-        let json = json_file(&spec).map_err(VmmError::Handover)?;
-        let inherited = [
-            listener.as_fd(),
-            control.as_fd(),
-            report.as_fd(),
-            leash_end.as_fd(),
-            json.as_fd(),
-            dir.lock(),
-        ];
-        let inherited = inherited.iter().map(|fd| fd.as_raw_fd()).chain(spec.tap_fds()).collect();
-        let mut command = Command::new(program);
-        command.arg("--spec-fd").arg(json.as_raw_fd().to_string());
-        if let Some(terminal) = &surroundings.terminal {
-            let copy = || terminal.try_clone().map(Stdio::from).map_err(VmmError::Handover);
-            command.stdin(copy()?).stdout(copy()?).stderr(copy()?);
-        }
-        prepare(&mut command, inherited, &surroundings);
-        let failed = |source| VmmError::Spawn { program: program.to_owned(), source };
-        let mut child = command.spawn().map_err(failed)?;
+        let spec = VmSpec { leash_fd: Some(leash_end.as_raw_fd()), host_events: true, ..spec };
+        let terminal = surroundings.terminal.as_ref().map(terminal_streams).transpose();
+        let terminal = terminal.map_err(VmmError::Handover)?;
+        let mut child = spawn(program, spec, dir, course, report.as_fd(), |command| {
+            let has_terminal = terminal.is_some();
+            if let Some([stdin, stdout, stderr]) = terminal {
+                command.stdin(stdin).stdout(stdout).stderr(stderr);
+            }
+            prepare(command, has_terminal, &surroundings.cgroups);
+        })?;
         match HostProcess::identify(Pid::from_child(&child)) {
             Ok(process) => Ok(Self { child, process, leash }),
             Err(error) => {
                 let _ = child.kill().and_then(|()| child.wait());
-                Err(failed(error))
+                Err(VmmError::Spawn { program: program.to_owned(), source: error })
             }
         }
     }
@@ -99,10 +80,14 @@ impl Detached {
     }
 }
 
-/// A new session, signals as a new program expects them, and the descriptors inherited.
-fn prepare(command: &mut Command, inherited: Vec<RawFd>, surroundings: &Surroundings) {
-    let has_terminal = surroundings.terminal.is_some();
-    let cgroups: Vec<RawFd> = surroundings.cgroups.iter().map(AsRawFd::as_raw_fd).collect();
+fn terminal_streams(terminal: &OwnedFd) -> io::Result<[Stdio; 3]> {
+    let copy = || terminal.try_clone().map(Stdio::from);
+    Ok([copy()?, copy()?, copy()?])
+}
+
+/// A new session, and signals as a new program expects them.
+fn prepare(command: &mut Command, has_terminal: bool, cgroups: &[OwnedFd]) {
+    let cgroups: Vec<RawFd> = cgroups.iter().map(AsRawFd::as_raw_fd).collect();
     let in_child = move || {
         // SAFETY: the calls take no pointers but to `set`, a local, and to a constant, and are safe
         // between fork and exec.
@@ -123,11 +108,6 @@ fn prepare(command: &mut Command, inherited: Vec<RawFd>, surroundings: &Surround
             for fd in &cgroups {
                 // 0 is the writer itself (admin-guide/cgroup-v2.rst, "Processes").
                 if libc::write(*fd, b"0".as_ptr().cast(), 1) != 1 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            for fd in &inherited {
-                if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
                     return Err(io::Error::last_os_error());
                 }
             }

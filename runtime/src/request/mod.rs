@@ -86,7 +86,6 @@ pub struct Request {
     pub tty: bool,
     pub interactive: bool,
     pub console: bool,
-    pub cold: bool,
     pub timeline: bool,
     pub jail: Confinement,
 }
@@ -120,7 +119,6 @@ impl TryFrom<&RunArgs> for Request {
             tty: args.tty,
             interactive: args.interactive,
             console: args.console,
-            cold: args.cold,
             timeline: args.timeline,
             jail: if args.jail == "off" { Confinement::Off } else { Confinement::Strict },
         })

@@ -111,11 +111,11 @@ impl Transport {
             *queue = QueueConfig { size_max: queue.size_max, ..QueueConfig::from(saved) };
             *early = saved.notified_early;
         }
+        self.interrupt.restore(state.interrupt_pending, state.config_generation);
         self.device.restore(&state.device)?;
         if status.is_working() {
             self.resume(&state.queues)?;
         }
-        self.interrupt.restore(state.interrupt_pending, state.config_generation);
         Ok(())
     }
 
