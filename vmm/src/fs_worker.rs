@@ -5,9 +5,13 @@
 //! no host file; between the two is one stream socket that carries FUSE messages.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bulkhead_fs_server::{Options, ShareRoot};
 use rustix::fs::{Mode, OFlags};
@@ -49,18 +53,27 @@ pub enum FsWorkerError {
     Serve(#[from] bulkhead_fs_server::ServeError),
 }
 
+/// How long the worker may take to write down what it knows: some microseconds a file.
+const SAVE_MAX: Duration = Duration::from_secs(30);
+
 /// A running worker; killed and reaped when dropped.
-pub struct FsWorker(OwnedFd);
+pub struct FsWorker {
+    pidfd: OwnedFd,
+    /// The device's socket: for [`FsWorker::save`] while the device has no use for it.
+    socket: UnixStream,
+    /// What the worker knows, when it was asked.
+    state: File,
+}
 
 impl FsWorker {
     /// Starts a worker for `shares` that is to build `jail`; returns it with the VMM's end of its
-    /// socket. The guest has known `generation` other workers before this one: it finds none of their
-    /// numbers used again.
+    /// socket. It knows what another one knew that [saved](FsWorker::save) `files`, if those are any.
     pub fn spawn(
         shares: &[Share],
-        generation: u32,
+        files: &[u8],
         jail: WorkerJail,
     ) -> Result<(Self, OwnedFd), FsWorkerError> {
+        let state = state_file(files).map_err(FsWorkerError::Spawn)?;
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -68,11 +81,11 @@ impl FsWorker {
             None,
         )
         .map_err(|error| FsWorkerError::Spawn(error.into()))?;
-        let numbers = [theirs.as_raw_fd().to_string(), generation.to_string()];
+        let socket = second_end(&ours).map_err(FsWorkerError::Spawn)?;
+        let mut inherited = vec![theirs, state.try_clone().map_err(FsWorkerError::Spawn)?.into()];
         let mut arguments = vec![VERB.to_owned()];
-        arguments.extend(numbers);
+        arguments.extend(inherited.iter().map(|fd| fd.as_raw_fd().to_string()));
         arguments.push(jail.to_string());
-        let mut inherited = vec![theirs];
         for share in shares {
             let mode = if share.readonly { "ro" } else { "rw" };
             let root = open_share(share, jail).map_err(|source| {
@@ -82,9 +95,37 @@ impl FsWorker {
             arguments.push(format!("{mode}:{}:{}", root.as_raw_fd(), share.name));
             inherited.push(root);
         }
-        let worker = spawn::again(&arguments, &inherited, jail.is_on());
-        Ok((Self(worker.map_err(FsWorkerError::Spawn)?), ours))
+        let pidfd = spawn::again(&arguments, &inherited, jail.is_on());
+        let pidfd = pidfd.map_err(FsWorkerError::Spawn)?;
+        Ok((Self { pidfd, socket, state }, ours))
     }
+
+    /// What the worker knows of the guest, for another one. The device must be idle.
+    pub fn save(&self) -> io::Result<Vec<u8>> {
+        let len = bulkhead_fs_server::save(&self.socket)?;
+        // The worker's word is not taken for more than it may be.
+        if len > bulkhead_fs_server::STATE_MAX as u64 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut files = vec![0; len as usize];
+        self.state.read_exact_at(&mut files, 0)?;
+        Ok(files)
+    }
+}
+
+/// A file in memory for [`Options::state`].
+fn state_file(files: &[u8]) -> io::Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = File::from(rustix::fs::memfd_create("fs-state", flags)?);
+    file.write_all_at(files, 0)?;
+    Ok(file)
+}
+
+/// The device's socket once more, with an end to each wait (of which the device has none).
+fn second_end(device: &OwnedFd) -> io::Result<UnixStream> {
+    let socket = UnixStream::from(device.try_clone()?);
+    socket.set_read_timeout(Some(SAVE_MAX))?;
+    Ok(socket)
 }
 
 /// The share as the worker gets it: in a jail a mount of its own, whose ".." leads nowhere. A flat
@@ -102,8 +143,8 @@ fn open_share(share: &Share, jail: WorkerJail) -> io::Result<OwnedFd> {
 impl Drop for FsWorker {
     fn drop(&mut self) {
         // Whoever waits for the VMM may want to unmount what the worker has open.
-        let _ = pidfd_send_signal(&self.0, Signal::KILL);
-        let _ = waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED);
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
     }
 }
 
@@ -117,11 +158,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
     let mut arguments = arguments;
     let socket = arguments.next().unwrap_or_default();
     let socket = inherited(&socket).ok_or(FsWorkerError::Argument(socket))?;
-    let generation = arguments.next().unwrap_or_default();
-    let generation = generation
-        .to_str()
-        .and_then(|number| number.parse().ok())
-        .ok_or_else(|| FsWorkerError::Argument(generation.clone()))?;
+    let state = arguments.next().unwrap_or_default();
+    let state = Some(inherited(&state).ok_or(FsWorkerError::Argument(state))?.into());
     let jail = arguments.next().unwrap_or_default();
     let jail: WorkerJail = jail
         .to_str()
@@ -132,7 +170,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
         .collect::<Result<Vec<_>, _>>()?;
     // The jail takes away what this needs.
     bulkhead_fs_server::limits::raise_open_files();
-    let options = Options { generation, proc_self_fd: jail.enter()?, ..Default::default() };
+    let options = Options { state, proc_self_fd: jail.enter()?, ..Default::default() };
     Ok(bulkhead_fs_server::serve(socket, shares, options)?)
 }
 

@@ -83,12 +83,11 @@ pub struct Machine {
     pub(crate) control: Option<Arc<Mutex<Control>>>,
     /// Where the VM is to be saved.
     pub(crate) template: Option<Template>,
-    pub(crate) generation: u32,
     pub(crate) timeline: Timeline,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) memory_mib: u32,
     pub(crate) jail: Jail,
-    _fs_worker: FsWorker,
+    pub(crate) fs_worker: FsWorker,
 }
 
 impl Machine {
@@ -96,9 +95,9 @@ impl Machine {
     pub fn build(spec: &VmSpec, mut jail: Jail, timeline: &Timeline) -> Result<Self, MachineError> {
         spec.check()?;
         let saved = spec.restore.as_ref().map(|files| Saved::open(files, spec)).transpose()?;
-        let generation = saved.as_ref().map_or(0, |saved| saved.state.generation + 1);
+        let files = saved.as_ref().map_or(&[][..], |saved| &saved.state.files);
         // First, so that the worker starts while the VM is being built.
-        let (fs_worker, fs_socket) = FsWorker::spawn(&spec.shares, generation, jail.worker())?;
+        let (fs_worker, fs_socket) = FsWorker::spawn(&spec.shares, files, jail.worker())?;
         let memory = match &saved {
             Some(saved) => saved.map_memory(spec)?,
             None => memory::create(spec.memory_mib)?,
@@ -155,12 +154,11 @@ impl Machine {
             events,
             control,
             template,
-            generation,
             timeline: timeline.clone(),
             memory,
             memory_mib: spec.memory_mib,
             jail,
-            _fs_worker: fs_worker,
+            fs_worker,
         })
     }
 }

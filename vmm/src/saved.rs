@@ -60,7 +60,7 @@ impl Machine {
         let state = VmState {
             cpu: Cpu::of_this_host(),
             memory_mib: self.memory_mib,
-            generation: self.generation,
+            files: self.fs_worker.save().map_err(SnapshotError::Files)?,
             vcpus: vcpus.collect::<Result<_, _>>()?,
             interrupts: InterruptState::save(&self.vm.fd, self.vm.has_pit)?,
             devices: self.exits.bus.mmio.iter().map(|device| lock(device).save()).collect(),

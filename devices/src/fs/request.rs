@@ -76,6 +76,9 @@ impl Request {
         read_front(memory, &self.readable, &mut header)?;
         self.header = InHeader::new(header);
         self.unique = self.header.unique();
+        if self.header.is_monitors() {
+            return Err(Refused);
+        }
         let announced = self.header.len() as usize == readable_len && readable_len <= MESSAGE_MAX;
         let answerable = self.header.is_silent() || self.writable_len >= HEADER_LEN_OUT;
         if announced && answerable { Ok(()) } else { Err(Refused) }

@@ -219,11 +219,13 @@ fn refused_requests_get_eio_and_go_nowhere() {
     long[0] += 1;
     let mut short = good.clone();
     short[0] -= 1;
+    let monitors = message(0x424b_0001, 8, b"");
     for (readable, writable, answer) in [
         (&long[..], &[16, 64][..], Some(EIO)), // announces more than there is
         (&short, &[16, 64], Some(EIO)),        // or less
         (&good[..39], &[16, 64], Some(EIO)),   // half a header
         (&[], &[16, 64], Some(EIO)),           // none
+        (&monitors, &[16, 64], Some(EIO)),     // what the monitor alone may ask for
         (&good, &[15], None),                  // no room for a reply
         (&good, &[], None),
     ] {

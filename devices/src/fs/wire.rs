@@ -17,6 +17,10 @@ const FORGET: u32 = 2;
 const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;
 
+/// Request codes from here on are not FUSE's, which ends at CUSE's 4096 but for INIT with its bytes
+/// swapped: they pass between monitor and file server.
+const MONITORS_MIN: u32 = 0x424b_0000;
+
 /// `struct fuse_in_header`, as the guest wrote it when it was looked at, the once.
 #[derive(Clone, Copy, Debug)]
 pub struct InHeader([u8; HEADER_LEN_IN]);
@@ -64,6 +68,11 @@ impl InHeader {
     /// Whether the request gets no reply.
     pub fn is_silent(&self) -> bool {
         matches!(self.u32_at(4), FORGET | INTERRUPT | BATCH_FORGET)
+    }
+
+    /// Whether it is a request that no guest may make.
+    pub fn is_monitors(&self) -> bool {
+        self.u32_at(4) >= MONITORS_MIN
     }
 
     fn u32_at(&self, at: usize) -> u32 {

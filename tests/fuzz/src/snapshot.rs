@@ -56,7 +56,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let state = VmState {
         cpu: Cpu::of_this_host(),
         memory_mib: 128,
-        generation: 3,
+        files: vec![1, 2],
         vcpus: Vec::new(),
         interrupts: InterruptState::default(),
         devices,

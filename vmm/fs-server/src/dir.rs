@@ -1,5 +1,6 @@
 //! Directories: OPENDIR, READDIR and READDIRPLUS.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FileType, Mode, OFlags, openat};
@@ -22,10 +23,15 @@ impl Server {
             return put_open(reply, 0, 0);
         }
         let inode = self.inodes.get(request.header.nodeid)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat(&inode.fd, c".", flags, Mode::empty())?;
-        let dir = OpenDir { fd, entries: Mutex::new(Dirents::default()) };
+        let fd = self.open_dir(&inode)?;
+        let dir = OpenDir { node: inode.id, fd, entries: Mutex::new(Dirents::default()) };
         put_open(reply, self.handles.add(Handle::Dir(Arc::new(dir)))?, 0)
+    }
+
+    /// Opens a directory for reading.
+    pub(crate) fn open_dir(&self, inode: &Inode) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&inode.fd, c".", flags, Mode::empty())
     }
 
     pub(crate) fn readdir(

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::dirents::Dirents;
@@ -13,15 +14,19 @@ use crate::inodes::lock;
 /// A regular file, open.
 #[derive(Debug)]
 pub struct OpenFile {
+    /// Its inode's ID.
+    pub node: u64,
     /// Open with the access mode the guest asked for, or less.
     pub fd: OwnedFd,
-    /// Opened with O_APPEND: the kernel ignores offsets of writes.
-    pub append: bool,
+    /// How it was opened.
+    pub flags: OFlags,
 }
 
 /// A directory, open.
 #[derive(Debug)]
 pub struct OpenDir {
+    /// Its inode's ID.
+    pub node: u64,
     /// Open for reading.
     pub fd: OwnedFd,
     /// Where reading stands. The lock makes concurrent reads of one handle take turns.
@@ -35,20 +40,22 @@ pub enum Handle {
     File(Arc<OpenFile>),
     /// A directory.
     Dir(Arc<OpenDir>),
+    /// What an earlier server had open, and this one did not find again: EIO.
+    Lost,
 }
 
 /// All handles, by the number the guest knows them by. Numbers are never used twice.
 #[derive(Debug)]
 pub struct Handles {
     open: Mutex<HashMap<u64, Handle>>,
-    next: AtomicU64,
+    last: AtomicU64,
     max: usize,
 }
 
 impl Handles {
-    /// A table for at most `max` handles, numbered from `first` on.
-    pub fn new(max: usize, first: u64) -> Self {
-        Self { open: Mutex::default(), next: AtomicU64::new(first), max }
+    /// A table for at most `max` handles, whose numbers come after `last`.
+    pub fn new(max: usize, last: u64) -> Self {
+        Self { open: Mutex::default(), last: AtomicU64::new(last), max }
     }
 
     /// Adds a handle and returns its number; ENFILE if there are too many.
@@ -57,15 +64,34 @@ impl Handles {
         if open.len() >= self.max {
             return Err(Errno::NFILE);
         }
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         open.insert(number, handle);
         Ok(number)
+    }
+
+    /// Adds a handle that an earlier server gave out, unless there are too many.
+    pub fn restore(&self, number: u64, handle: Handle) {
+        let mut open = lock(&self.open);
+        if open.len() < self.max {
+            open.insert(number, handle);
+        }
+    }
+
+    /// All of them, with their numbers.
+    pub fn list(&self) -> Vec<(u64, Handle)> {
+        lock(&self.open).iter().map(|(number, handle)| (*number, handle.clone())).collect()
+    }
+
+    /// The last number given out.
+    pub fn last_number(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// The open file `number`; EBADF if there is none.
     pub fn file(&self, number: u64) -> Result<Arc<OpenFile>, Errno> {
         match lock(&self.open).get(&number) {
             Some(Handle::File(file)) => Ok(file.clone()),
+            Some(Handle::Lost) => Err(Errno::IO),
             _ => Err(Errno::BADF),
         }
     }
@@ -74,6 +100,7 @@ impl Handles {
     pub fn dir(&self, number: u64) -> Result<Arc<OpenDir>, Errno> {
         match lock(&self.open).get(&number) {
             Some(Handle::Dir(dir)) => Ok(dir.clone()),
+            Some(Handle::Lost) => Err(Errno::IO),
             _ => Err(Errno::BADF),
         }
     }

@@ -16,6 +16,9 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::wire::ROOT_ID;
 
 /// The coarsest clock that file systems take times from (HZ=100).
 const CLOCK_TICK: Duration = Duration::from_millis(10);
@@ -39,10 +42,30 @@ pub struct Inode {
     cached_ctime: AtomicU64,
 }
 
+/// The last numbers a server gave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbers {
+    /// The node ID; [`crate::wire::ROOT_ID`] at least.
+    pub last_node: u64,
+    /// The handle.
+    pub last_handle: u64,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self { last_node: ROOT_ID, last_handle: 0 }
+    }
+}
+
 impl Inode {
     /// The inode number the guest sees for number `ino` of this file's file system.
     pub fn guest_ino(&self, ino: u64) -> u64 {
         ino ^ self.ino_tag
+    }
+
+    /// See [`Inode::is_cached`]; 0 if nothing is cached.
+    pub fn cached_ctime(&self) -> u64 {
+        self.cached_ctime.load(Ordering::Relaxed)
     }
 
     /// Notes that the guest opens the file as `stat` describes it, and says whether it is what the
@@ -80,6 +103,13 @@ struct Entry {
     pinned: bool,
 }
 
+/// What an entry begins with.
+struct Count {
+    lookups: u64,
+    pinned: bool,
+    cached_ctime: u64,
+}
+
 #[derive(Debug, Default)]
 struct Table {
     by_id: HashMap<u64, Entry>,
@@ -115,9 +145,27 @@ impl Inodes {
         Self { table: Mutex::new(Table { last_id, ..Table::default() }), max }
     }
 
-    /// Makes a share's root known for good.
-    pub fn pin(&self, found: Found) -> Arc<Inode> {
-        lock(&self.table).insert(found, true)
+    /// Makes a share's root known for good, by `id` if an earlier server called it that.
+    pub fn pin(&self, found: Found, id: Option<u64>) -> Arc<Inode> {
+        let mut table = lock(&self.table);
+        let id = id.filter(|id| !table.by_id.contains_key(id)).unwrap_or_else(|| table.next_id());
+        table.insert(found, id, Count { lookups: 1, pinned: true, cached_ctime: 0 })
+    }
+
+    /// Makes a file known that an earlier server called `id`; `None` if it or its number is known, or
+    /// if too many are.
+    pub fn restore(
+        &self,
+        found: Found,
+        id: u64,
+        lookups: u64,
+        cached_ctime: u64,
+    ) -> Option<Arc<Inode>> {
+        let mut table = lock(&self.table);
+        let taken = table.by_id.contains_key(&id) || table.by_key.contains_key(&Key::of(&found));
+        let room = table.by_id.len() < self.max;
+        let count = Count { lookups, pinned: false, cached_ctime };
+        (room && !taken).then(|| table.insert(found, id, count))
     }
 
     /// Counts one lookup of a file, which becomes known if it was not; ENFILE if too many are.
@@ -131,7 +179,8 @@ impl Inodes {
         if table.by_id.len() >= self.max {
             return Err(Errno::NFILE);
         }
-        Ok(table.insert(found, false))
+        let id = table.next_id();
+        Ok(table.insert(found, id, Count { lookups: 1, pinned: false, cached_ctime: 0 }))
     }
 
     /// The inode `id`; ESTALE if it is not known.
@@ -172,6 +221,23 @@ impl Inodes {
         drop(forgotten);
     }
 
+    /// The files known but for the shares' roots, and their lookups.
+    pub fn known(&self) -> Vec<(Arc<Inode>, u64)> {
+        let table = lock(&self.table);
+        let entries = table.by_id.values().filter(|entry| !entry.pinned);
+        entries.map(|entry| (entry.inode.clone(), entry.lookups)).collect()
+    }
+
+    /// The last ID given out.
+    pub fn last_id(&self) -> u64 {
+        lock(&self.table).last_id
+    }
+
+    /// How many more may be known.
+    pub fn room(&self) -> usize {
+        self.max.saturating_sub(lock(&self.table).by_id.len())
+    }
+
     /// How many are known, the shares' roots included.
     #[cfg(test)]
     pub fn len(&self) -> usize {
@@ -180,20 +246,25 @@ impl Inodes {
 }
 
 impl Table {
-    fn insert(&mut self, found: Found, pinned: bool) -> Arc<Inode> {
-        let key = Key::of(&found);
+    fn next_id(&mut self) -> u64 {
         self.last_id += 1;
+        self.last_id
+    }
+
+    fn insert(&mut self, found: Found, id: u64, count: Count) -> Arc<Inode> {
+        let key = Key::of(&found);
+        let Count { lookups, pinned, cached_ctime } = count;
         let inode = Arc::new(Inode {
-            id: self.last_id,
+            id,
             share: found.share,
             readonly: found.readonly,
             fd: found.fd,
             file_type: FileType::from_raw_mode(u32::from(found.stat.stx_mode)),
             ino_tag: self.ino_tag(key.device),
-            cached_ctime: AtomicU64::new(0),
+            cached_ctime: AtomicU64::new(cached_ctime),
         });
         self.by_key.insert(key, inode.id);
-        self.by_id.insert(inode.id, Entry { inode: inode.clone(), key, lookups: 1, pinned });
+        self.by_id.insert(inode.id, Entry { inode: inode.clone(), key, lookups, pinned });
         inode
     }
 
@@ -231,7 +302,6 @@ mod tests {
 
     use super::*;
     use crate::server::{path_flags, stat};
-    use crate::wire::ROOT_ID;
 
     fn found(path: &std::path::Path, share: usize) -> Found {
         let fd = openat(CWD, path, path_flags(), Mode::empty()).unwrap();
@@ -263,7 +333,7 @@ mod tests {
     fn the_budget_holds_and_shares_stay() {
         let temp = tempfile::tempdir().unwrap();
         let inodes = Inodes::new(3, ROOT_ID);
-        let root = inodes.pin(found(temp.path(), 0));
+        let root = inodes.pin(found(temp.path(), 0), None);
         for name in ["a", "b", "c"] {
             std::fs::write(temp.path().join(name), "").unwrap();
         }

@@ -47,6 +47,18 @@ impl Server {
 
     /// Opens a known file for I/O, and returns the handle's number and FOPEN flags.
     fn open_inode(&self, inode: &Inode, flags: u32, open_flags: u32) -> Result<(u64, u32), Errno> {
+        let flags = host_flags(flags);
+        let kill = flags.contains(OFlags::TRUNC) && open_flags & OPEN_KILL_SUIDGID != 0;
+        let fd = {
+            let _lowered = kill.then(|| self.credentials.without_fsetid());
+            self.open_file(inode, flags)?
+        };
+        let stat = stat(&fd)?;
+        self.add_file(inode, fd, flags, &stat)
+    }
+
+    /// Opens a regular file, if its share lets it be opened in this way.
+    pub(crate) fn open_file(&self, inode: &Inode, flags: OFlags) -> Result<OwnedFd, Errno> {
         match inode.file_type {
             FileType::RegularFile => {}
             FileType::Directory => return Err(Errno::ISDIR),
@@ -54,17 +66,10 @@ impl Server {
             // The guest's kernel opens these itself; here they would reach the host's devices.
             _ => return Err(Errno::NXIO),
         }
-        let flags = host_flags(flags);
         if inode.readonly && writes(flags) {
             return Err(Errno::ROFS);
         }
-        let kill = flags.contains(OFlags::TRUNC) && open_flags & OPEN_KILL_SUIDGID != 0;
-        let fd = {
-            let _lowered = kill.then(|| self.credentials.without_fsetid());
-            self.reopen(&inode.fd, flags)?
-        };
-        let stat = stat(&fd)?;
-        self.add_file(inode, fd, flags, &stat)
+        self.reopen(&inode.fd, flags)
     }
 
     /// Adds the handle of a file just opened.
@@ -83,8 +88,8 @@ impl Server {
             // Nothing written, nothing to flush: spares a request at each close.
             answer |= fopen::NOFLUSH;
         }
-        let append = flags.contains(OFlags::APPEND);
-        let number = self.handles.add(Handle::File(Arc::new(OpenFile { fd, append })))?;
+        let file = OpenFile { node: inode.id, fd, flags };
+        let number = self.handles.add(Handle::File(Arc::new(file)))?;
         Ok((number, answer))
     }
 
@@ -195,7 +200,8 @@ impl Server {
         let kill = asked.write_flags & WRITE_KILL_SUIDGID != 0
             && u32::from(stat(&file.fd)?.stx_mode) & SET_ID_BITS != 0;
         let _lowered = kill.then(|| self.credentials.without_fsetid());
-        let len = if file.append && asked.write_flags & WRITE_CACHE != 0 {
+        let append = file.flags.contains(OFlags::APPEND);
+        let len = if append && asked.write_flags & WRITE_CACHE != 0 {
             // A page of a shared mapping belongs at its offset, whatever handle was at hand.
             pwrite(self.reopen(&file.fd, OFlags::WRONLY)?, data, asked.offset)?
         } else {
@@ -278,7 +284,8 @@ impl CreateIn {
     }
 }
 
-fn host_flags(flags: u32) -> OFlags {
+/// Those of the guest's open flags that are passed on.
+pub fn host_flags(flags: u32) -> OFlags {
     OFlags::from_bits_retain(flags) & OPEN_FLAGS
 }
 

@@ -48,11 +48,15 @@ mod namespace;
 mod pool;
 mod root;
 mod server;
+mod state;
 mod wire;
 mod xattr;
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+
+pub use state::{STATE_MAX, save};
 
 /// A host directory, or a single file, that the guest sees by name in the root directory.
 #[derive(Debug)]
@@ -75,10 +79,10 @@ pub struct Options {
     /// `/proc/self/fd` (O_PATH | O_DIRECTORY) of this very process, for a caller that gives up the
     /// host's tree before it calls [`serve`]; `None` opens it.
     pub proc_self_fd: Option<OwnedFd>,
-    /// How many servers the guest has known before this one, if it was restored from a snapshot:
-    /// node IDs and file handles of each begin where none of the others' are, so that what the guest
-    /// remembers of an earlier server is unknown to this one (ESTALE, EBADF), never another file.
-    pub generation: u32,
+    /// The state file: what another server has [saved](save) there is known to this one, if there is
+    /// anything, and this one saves to it. A node ID or handle that the guest remembers of an earlier
+    /// server is the same file, or an error (ESTALE, EIO); never another file.
+    pub state: Option<File>,
     /// The most threads; the first is the caller's, more are started when requests wait for I/O.
     pub threads_max: usize,
 }
@@ -89,7 +93,7 @@ impl Default for Options {
             entry_timeout: Duration::from_secs(1),
             attr_timeout: Duration::from_secs(1),
             proc_self_fd: None,
-            generation: 0,
+            state: None,
             threads_max: 8,
         }
     }
@@ -123,6 +127,12 @@ pub enum ServeError {
         /// What statx said.
         source: rustix::io::Errno,
     },
+    /// What the state file holds is no state.
+    #[error("the saved state of the file server is damaged: {0}")]
+    State(&'static str),
+    /// It cannot be read.
+    #[error("cannot read the saved state of the file server")]
+    StateFile(#[source] std::io::Error),
     /// The socket failed.
     #[error("cannot read requests from or write replies to the file server's socket")]
     Socket(#[source] std::io::Error),

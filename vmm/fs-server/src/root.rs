@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use crate::dir::{d_type, fits, put_dirent};
 use crate::inodes::{Found, Inode, Inodes};
 use crate::server::{Server, stat};
+use crate::state::State;
 use crate::wire::{Name, ROOT_ID, ReadIn, Reply, is_name};
 use crate::{ServeError, ShareRoot};
 
@@ -29,8 +30,9 @@ struct Share {
 }
 
 impl Root {
-    /// Checks the shares' names and makes their roots known for good.
-    pub fn new(roots: Vec<ShareRoot>, inodes: &Inodes) -> Result<Self, ServeError> {
+    /// Checks the shares' names and makes their roots known for good, by the IDs that `state` has for
+    /// them.
+    pub fn new(roots: Vec<ShareRoot>, inodes: &Inodes, state: &State) -> Result<Self, ServeError> {
         let mut shares: Vec<Share> = Vec::with_capacity(roots.len());
         for (index, root) in roots.into_iter().enumerate() {
             let ShareRoot { name, fd, readonly } = root;
@@ -42,7 +44,8 @@ impl Root {
                 Ok(stat) => stat,
                 Err(source) => return Err(ServeError::Share { name, source }),
             };
-            let inode = inodes.pin(Found { share: index, readonly, fd, stat });
+            let id = state.share(name.as_bytes());
+            let inode = inodes.pin(Found { share: index, readonly, fd, stat }, id);
             shares.push(Share { name: name.into_bytes(), inode });
         }
         Ok(Self { shares })
@@ -57,6 +60,11 @@ impl Root {
     pub fn find(&self, name: Name<'_>) -> Result<&Arc<Inode>, Errno> {
         let share = self.shares.iter().find(|share| share.name == name.to_bytes());
         share.map(|share| &share.inode).ok_or(Errno::NOENT)
+    }
+
+    /// The shares' names and roots.
+    pub fn shares(&self) -> impl Iterator<Item = (&[u8], &Arc<Inode>)> {
+        self.shares.iter().map(|share| (share.name.as_slice(), &share.inode))
     }
 
     /// The shares' roots.

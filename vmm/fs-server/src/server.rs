@@ -15,9 +15,10 @@ use crate::handles::Handles;
 use crate::inodes::{Found, Inode, Inodes};
 use crate::limits::{Budget, raise_open_files};
 use crate::root::Root;
+use crate::state::State;
 use crate::wire::{
     Args, ForgetOne, HEADER_LEN_IN, InHeader, InitIn, MAJOR, MINOR_MAX, MINOR_MIN, PAGES_MAX,
-    PAYLOAD_MAX, ROOT_ID, Reply, init, op,
+    PAYLOAD_MAX, Reply, init, op,
 };
 use crate::{Options, ServeError, ShareRoot};
 
@@ -25,10 +26,6 @@ use crate::{Options, ServeError, ShareRoot};
 /// them make it hold back: enough to keep every thread busy.
 const BACKGROUND_MAX: u16 = 64;
 const CONGESTION: u16 = 48;
-
-/// Node IDs and handles a server has before it reaches the next generation's: at a million a second,
-/// for two weeks.
-const NUMBERS_A_GENERATION: u64 = 1 << 40;
 
 /// INIT flags taken if the guest offers them. Left out on purpose: POSIX_LOCKS and FLOCK_LOCKS
 /// (the guest keeps locks itself), DONT_MASK (it applies the umask), EXPORT_SUPPORT ("." and ".."
@@ -82,12 +79,15 @@ impl Server {
                 .map_err(ServeError::Proc)?,
         };
         prepare_thread(&proc).map_err(ServeError::Thread)?;
-        let first = u64::from(options.generation) * NUMBERS_A_GENERATION;
+        let state = State::read(options.state.as_ref())?;
         let budget = Budget::of(raise_open_files());
-        let inodes = Inodes::new(budget.inodes, ROOT_ID + first);
-        let root = Root::new(shares, &inodes)?;
-        let handles = Handles::new(budget.handles, 1 + first);
-        Ok(Self { root, inodes, handles, credentials: Credentials::new(), options, proc })
+        let inodes = Inodes::new(budget.inodes, state.numbers().last_node);
+        let root = Root::new(shares, &inodes, &state)?;
+        let handles = Handles::new(budget.handles, state.numbers().last_handle);
+        let credentials = Credentials::new();
+        let server = Self { root, inodes, handles, credentials, options, proc };
+        server.restore(&state);
+        Ok(server)
     }
 
     /// Answers one request with the body of `reply`; silent requests are merely obeyed.
@@ -129,6 +129,7 @@ impl Server {
             op::OPENDIR => self.opendir(request, reply),
             op::READDIR => self.readdir(request, reply, false),
             op::READDIRPLUS => self.readdir(request, reply, true),
+            op::SAVE => self.save(reply),
             op::GETXATTR => self.getxattr(request, reply),
             op::SETXATTR => self.setxattr(request),
             op::LISTXATTR => self.listxattr(request, reply),

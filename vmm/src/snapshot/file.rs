@@ -19,10 +19,10 @@ use super::{SnapshotError, VmState, file};
 
 const MAGIC: &[u8; 8] = b"BULKSNAP";
 /// Grows with every change of [`VmState`] or of what it means.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const HEADER_LEN: usize = 24;
-/// No state comes near: some 12 KiB a vCPU.
-const BODY_MAX: usize = 4 << 20;
+/// What a file server knows, and 4 MiB of which some 12 KiB a vCPU are used.
+const BODY_MAX: usize = bulkhead_fs_server::STATE_MAX + (4 << 20);
 
 /// Writes `state` as a whole state file.
 pub fn write(mut to: &File, state: &VmState) -> Result<(), SnapshotError> {

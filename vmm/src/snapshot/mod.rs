@@ -32,9 +32,6 @@ pub use self::vcpu::{VcpuState, msr_indices};
 pub use self::vm::InterruptState;
 use crate::spec::VmSpec;
 
-/// How often a snapshot of a snapshot of a snapshot may be made: the file server's numbers end there.
-const GENERATIONS_MAX: u32 = 1 << 20;
-
 /// Everything a VM is besides its memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VmState {
@@ -42,8 +39,8 @@ pub struct VmState {
     pub cpu: Cpu,
     /// Its memory, MiB.
     pub memory_mib: u32,
-    /// How often its line of descent was restored: what a file server's numbers begin with.
-    pub generation: u32,
+    /// What its file server knows: for the next one, nothing that the VMM looks into.
+    pub files: Vec<u8>,
     /// Its vCPUs, in order.
     pub vcpus: Vec<VcpuState>,
     /// What KVM keeps for all of them.
@@ -106,6 +103,9 @@ pub enum SnapshotError {
         /// What failed.
         source: io::Error,
     },
+    /// The file server does not say what it knows.
+    #[error("cannot save what the file server knows: {0}")]
+    Files(#[source] io::Error),
     /// Devices stay busy.
     #[error("the VM cannot be saved now: {0}")]
     Busy(&'static str),
@@ -128,9 +128,6 @@ impl VmState {
         }
         if self.memory_mib != spec.memory_mib {
             return Err(SnapshotError::Shape("memory"));
-        }
-        if self.generation >= GENERATIONS_MAX {
-            return Err(SnapshotError::Shape("ancestors: too many"));
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ fn state() -> VmState {
     VmState {
         cpu: Cpu::of_this_host(),
         memory_mib: 128,
-        generation: 3,
+        files: vec![1, 2],
         vcpus: Vec::new(),
         interrupts: InterruptState::default(),
         devices: vec![device],
@@ -52,7 +52,7 @@ fn a_state_survives_the_file() {
     let state = state();
     let again = decode(&encode(&state).unwrap()).unwrap();
     assert_eq!(again.devices, state.devices);
-    assert_eq!((again.cpu, again.memory_mib, again.generation), (state.cpu, 128, 3));
+    assert_eq!((again.cpu, again.memory_mib, again.files), (state.cpu, 128, state.files));
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_sentence() {
     assert!(sentence(&[0; 64]).contains("not one of bulkhead's"));
     let mut newer = good.clone();
     newer[8] = VERSION as u8 + 1;
-    assert!(sentence(&newer).contains("format 2"));
+    assert!(sentence(&newer).contains("format 3"));
     assert!(sentence(&good[..good.len() - 1]).contains("length"));
     let mut longer = good.clone();
     longer.push(0);

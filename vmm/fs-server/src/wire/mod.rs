@@ -8,8 +8,8 @@ mod parse;
 mod reply;
 mod structs;
 
-pub use parse::{Args, HEADER_LEN_IN, InHeader, Name, is_name};
-pub use reply::Reply;
+pub use parse::{Args, HEADER_LEN_IN, InHeader, Name, is_name, request_without_body};
+pub use reply::{HEADER_LEN_OUT, Reply};
 pub use structs::*;
 
 /// The protocol's major version.
@@ -74,6 +74,8 @@ pub mod op {
     pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
     pub const STATX: u32 = 52;
+    /// Not the kernel's, and out of its numbers' reach: the monitor's own, see `crate::state`.
+    pub const SAVE: u32 = 0x424b_0001;
 
     /// Whether a request gets no reply, whatever becomes of it.
     pub const fn is_silent(opcode: u32) -> bool {

@@ -39,6 +39,14 @@ impl InHeader {
     }
 }
 
+/// A whole request that is nothing but a header, from nobody and about no node.
+pub fn request_without_body(opcode: u32) -> [u8; HEADER_LEN_IN] {
+    let mut bytes = [0; HEADER_LEN_IN];
+    bytes[..4].copy_from_slice(&(HEADER_LEN_IN as u32).to_le_bytes());
+    bytes[4..8].copy_from_slice(&opcode.to_le_bytes());
+    bytes
+}
+
 /// What is left to parse of a request. Every method fails with EINVAL where bytes are missing.
 #[derive(Clone, Copy, Debug)]
 pub struct Args<'a>(&'a [u8]);

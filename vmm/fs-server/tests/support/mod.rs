@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 mod bridge;
+pub mod client;
 
 use std::ffi::CString;
 use std::fs::File;

@@ -1,0 +1,119 @@
+//! A guest reduced to its FUSE requests, one at a time.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bulkhead_fs_server::{Options, ServeError, ShareRoot, serve};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+pub const LOOKUP: u32 = 1;
+pub const INIT: u32 = 26;
+
+pub struct Client {
+    pub socket: UnixStream,
+    pub unique: u64,
+    pub server: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Client {
+    pub fn new(shares: &[(&str, &Path, bool)]) -> Self {
+        Self::start(shares, None, || {})
+    }
+
+    /// A server that restores and saves its state in `state`.
+    pub fn with_state(shares: &[(&str, &Path, bool)], state: File) -> Self {
+        Self::start(shares, Some(state), || {})
+    }
+
+    /// A server whose thread runs `prepare` first.
+    pub fn with_thread(shares: &[(&str, &Path, bool)], prepare: fn()) -> Self {
+        Self::start(shares, None, prepare)
+    }
+
+    fn start(shares: &[(&str, &Path, bool)], state: Option<File>, prepare: fn()) -> Self {
+        let (socket, far) = UnixStream::pair().unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let shares = shares
+            .iter()
+            .map(|&(name, path, readonly)| {
+                let fd = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+                ShareRoot { name: name.to_owned(), fd, readonly }
+            })
+            .collect();
+        let server = thread::spawn(move || {
+            prepare();
+            serve(OwnedFd::from(far), shares, Options { state, ..Options::default() })
+        });
+        Self { socket, unique: 0, server }
+    }
+
+    pub fn send(&mut self, opcode: u32, nodeid: u64, body: &[u8]) {
+        self.unique += 1;
+        let message = message(opcode, self.unique, nodeid, body);
+        self.socket.write_all(&message).unwrap();
+    }
+
+    pub fn receive(&mut self) -> (i32, u64, Vec<u8>) {
+        let mut header = [0; 16];
+        self.socket.read_exact(&mut header).unwrap();
+        let len = u32::from_le_bytes(header[..4].try_into().unwrap()) as usize;
+        let mut body = vec![0; len - 16];
+        self.socket.read_exact(&mut body).unwrap();
+        let error = i32::from_le_bytes(header[4..8].try_into().unwrap());
+        (error, u64::from_le_bytes(header[8..].try_into().unwrap()), body)
+    }
+
+    pub fn ask(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> (i32, Vec<u8>) {
+        self.send(opcode, nodeid, body);
+        let (error, unique, body) = self.receive();
+        assert_eq!(unique, self.unique);
+        (error, body)
+    }
+
+    /// CREATE by a user and the group of the same number; returns the error.
+    pub fn create_as(&mut self, user: u32, dir: u64, mode: u32, name: &str) -> i32 {
+        self.unique += 1;
+        let fields = [1, mode, 0, 0].map(u32::to_le_bytes).concat();
+        let body = [fields.as_slice(), name.as_bytes(), b"\0"].concat();
+        let mut message = message(35, self.unique, dir, &body);
+        for at in [24, 28] {
+            message[at..at + 4].copy_from_slice(&user.to_le_bytes());
+        }
+        self.socket.write_all(&message).unwrap();
+        self.receive().0
+    }
+
+    pub fn init(&mut self) {
+        let body = [7u32, 41, 1 << 17, u32::MAX].map(u32::to_le_bytes).concat();
+        let (error, reply) = self.ask(INIT, 0, &body);
+        assert_eq!((error, reply.len()), (0, 64));
+        assert_eq!(reply[..8], [7, 0, 0, 0, 41, 0, 0, 0]);
+    }
+
+    pub fn lookup(&mut self, nodeid: u64, name: &str) -> Result<u64, i32> {
+        match self.ask(LOOKUP, nodeid, &[name.as_bytes(), b"\0"].concat()) {
+            (0, body) => Ok(u64::from_le_bytes(body[..8].try_into().unwrap())),
+            (error, _) => Err(error),
+        }
+    }
+
+    pub fn finish(self) -> Result<(), ServeError> {
+        drop(self.socket);
+        self.server.join().expect("the server did not panic")
+    }
+}
+
+pub fn message(opcode: u32, unique: u64, nodeid: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = ((40 + body.len()) as u32).to_le_bytes().to_vec();
+    bytes.extend(opcode.to_le_bytes());
+    bytes.extend(unique.to_le_bytes());
+    bytes.extend(nodeid.to_le_bytes());
+    bytes.extend([0; 16]);
+    bytes.extend(body);
+    bytes
+}
