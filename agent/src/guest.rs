@@ -14,6 +14,7 @@ use rustix::process::Pid;
 use rustix::time::{ClockId, Timespec};
 
 use crate::network::{self, NetworkError};
+use crate::plug;
 use crate::process::last_errno;
 
 const SHARES: &str = "/shares";
@@ -135,6 +136,17 @@ impl Guest {
         if self.in_vm { network::apply(spec) } else { Ok(()) }
     }
 
+    /// The same with interfaces that were not there when the VM booted.
+    pub fn add_network(&self, spec: &NetworkSpec) -> Result<(), NetworkError> {
+        if !self.in_vm || spec.interfaces.is_empty() {
+            return self.set_network(spec);
+        }
+        mount_sys().map_err(network::failed("mount", "/sys"))?;
+        plug::find(spec.interfaces.len())
+            .map_err(network::failed("find the drivers of", "new interfaces"))?;
+        self.set_network(spec)
+    }
+
     /// Writes everything back to the host.
     pub fn sync(&self) {
         if let Err(error) = rustix::fs::syncfs(&self.shares) {
@@ -148,6 +160,16 @@ pub fn mount_proc() {
     if !Path::new("/proc/self").exists() {
         let _ = mount("proc", "/proc", "proc", MountFlags::empty());
     }
+}
+
+/// Mounts the agent's own /sys, if it is not there yet. A container that mounted its own read-only
+/// first has made the file system so, not only its mount: that is taken back.
+fn mount_sys() -> rustix::io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    if !Path::new("/sys/bus").exists() {
+        mount("sysfs", "/sys", "sysfs", flags)?;
+    }
+    rustix::mount::mount_remount("/sys", flags, "")
 }
 
 fn mount(source: &str, target: &str, fstype: &str, flags: MountFlags) -> rustix::io::Result<()> {

@@ -20,6 +20,7 @@ mod log;
 mod mounts;
 mod netlink;
 mod network;
+mod plug;
 mod process;
 mod processes;
 mod program;

@@ -20,7 +20,8 @@ pub struct NetworkError {
     pub source: Errno,
 }
 
-fn failed<'a>(step: &'static str, object: &'a str) -> impl FnOnce(Errno) -> NetworkError + 'a {
+/// Names the step.
+pub fn failed<'a>(step: &'static str, object: &'a str) -> impl FnOnce(Errno) -> NetworkError + 'a {
     move |source| NetworkError { step, object: object.to_owned(), source }
 }
 

@@ -15,6 +15,7 @@ use crate::agent::{Agent, ExecEntry, SourceId};
 use crate::container::Container;
 use crate::limits;
 use crate::log::log;
+use crate::network::NetworkError;
 use crate::process::{Course, Launch, step};
 use crate::rpc::{Call, Outcome, refuse};
 use crate::stdio::{self, Stream};
@@ -69,9 +70,7 @@ impl Agent {
             guest.set_clock(spec.clock_ns).map_err(step("set the clock"))?;
         }
         limits::set(guest, &spec.cgroup)?;
-        guest
-            .set_network(spec.network.get_or_default())
-            .map_err(|error| failure(error.source.raw_os_error(), &error.to_string()))?;
+        guest.set_network(spec.network.get_or_default()).map_err(no_network)?;
         let sockets = self.connect(stdio::wanted(spec.process.get_or_default()))?;
         let course = if request.start { Course::Fast } else { Course::Gated };
         let (mut container, ends) = Container::spawn(spec, course, guest, self.null.as_fd())?;
@@ -93,14 +92,22 @@ impl Agent {
 
     fn start_container(
         &mut self,
-        _: StartContainerRequest,
+        request: StartContainerRequest,
     ) -> Result<StartContainerResponse, Status> {
         let container = self.container.as_mut().ok_or_else(no_container)?;
         if container.started {
             return Err(refuse(Code::FAILED_PRECONDITION, "the container was started already"));
         }
-        container.launch.go();
-        let failure = container.launch.started().err();
+        let network = request.network.get_or_default();
+        let prepared = match &self.guest {
+            Ok(guest) => guest.add_network(network).map_err(no_network),
+            Err(_) => Ok(()),
+        };
+        let started = prepared.and_then(|()| {
+            container.launch.go();
+            container.launch.started()
+        });
+        let failure = started.err();
         container.started = failure.is_none();
         if container.started {
             self.marks.stamp(BootMark::Started);
@@ -268,6 +275,10 @@ fn encode(message: &impl Codec) -> Outcome {
 fn failure(errno: i32, message: &str) -> StartFailure {
     let errno = errno.unsigned_abs();
     StartFailure { message: message.to_owned(), errno, ..Default::default() }
+}
+
+fn no_network(error: NetworkError) -> StartFailure {
+    failure(error.source.raw_os_error(), &error.to_string())
 }
 
 fn pid_of(launch: &Launch) -> u32 {

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use event_manager::{EventManager, SubscriberOps};
+use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
 use virtio_bindings::virtio_mmio::*;
 use vm_memory::GuestAddress;
 
@@ -61,6 +61,7 @@ pub struct Driver {
     pub transport: Arc<Mutex<Transport>>,
     pub interrupts: Arc<CountingInterrupt>,
     events: EventManager<Arc<Mutex<Transport>>>,
+    subscriber: SubscriberId,
     queues: Vec<DriverQueue>,
 }
 
@@ -76,7 +77,7 @@ impl Driver {
         let transport = Transport::new(device, memory.clone(), interrupts.clone()).unwrap();
         let transport = Arc::new(Mutex::new(transport));
         let mut events = EventManager::new().unwrap();
-        events.add_subscriber(transport.clone());
+        let subscriber = events.add_subscriber(transport.clone());
         let mut start = FREE_MEMORY.end;
         let queues = sizes
             .iter()
@@ -86,7 +87,7 @@ impl Driver {
                 queue
             })
             .collect();
-        Self { memory, transport, interrupts, events, queues }
+        Self { memory, transport, interrupts, events, subscriber, queues }
     }
 
     /// A guest whose driver accepted all features and set up all queues at their greatest size.
@@ -125,8 +126,18 @@ impl Driver {
         transport.restore(&state)?;
         self.transport = Arc::new(Mutex::new(transport));
         self.events = EventManager::new().unwrap();
-        self.events.add_subscriber(self.transport.clone());
+        self.subscriber = self.events.add_subscriber(self.transport.clone());
         Ok(())
+    }
+
+    /// Does what the device's owner does with it.
+    pub fn with_device<D: VirtioDevice, T>(
+        &mut self,
+        work: impl FnOnce(&mut D, &mut EventOps<'_>) -> T,
+    ) -> T {
+        let mut ops = self.events.event_ops(self.subscriber).unwrap();
+        let mut transport = self.transport.lock().unwrap();
+        work(transport.device_mut().expect("a device of this kind"), &mut ops)
     }
 
     /// Writes 0 to Status; all rings are empty afterwards.

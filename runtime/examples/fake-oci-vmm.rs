@@ -29,6 +29,7 @@ use bulkhead_protocol::rpc::agent::{
 };
 use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
 use protobuf::Message;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use ttrpc::MessageHeader;
 
 /// Ports of the streams of Exec.
@@ -48,6 +49,18 @@ struct Guest {
     report_fd: i32,
 }
 
+/// A network of its own, which hooks wait for, in a user namespace for those who are not root.
+fn leave_network() -> io::Result<()> {
+    let network = UnshareFlags::NEWNET;
+    let user = if rustix::process::geteuid().is_root() {
+        UnshareFlags::empty()
+    } else {
+        UnshareFlags::NEWUSER
+    };
+    // SAFETY: there is no other thread yet, and none of the flags makes descriptors a thread's own.
+    Ok(unsafe { unshare_unsafe(network | user) }?)
+}
+
 fn main() -> io::Result<()> {
     let fd = std::env::args().nth(2).and_then(|fd| fd.parse().ok()).expect("--spec-fd N");
     // SAFETY: the runtime opened these descriptors for us.
@@ -55,6 +68,7 @@ fn main() -> io::Result<()> {
     json.read_to_string(text)?;
     let vm: VmSpec = serde_json::from_str(text)?;
     assert!(vm.host_events);
+    leave_network()?;
     // SAFETY: as above.
     let mut leash = unsafe { File::from_raw_fd(vm.leash_fd.expect("leash_fd")) };
     thread::spawn(move || {

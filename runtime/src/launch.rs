@@ -59,6 +59,7 @@ fn build(vm: &VmSpec, program: &Path, root: &Root, files: &Template) -> Result<(
         init: vm.init.clone(),
         cmdline: vm.cmdline.clone(),
         cid: vm.cid,
+        net_places: vm.net_places,
         vsock: dir.socket(),
         nets: vm.nets.iter().map(|_| unplugged()).collect(),
         // Nothing runs in it but our own kernel and agent, and it is to write files.

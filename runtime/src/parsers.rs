@@ -73,6 +73,6 @@ pub fn bundle_loads(dir: &Path) -> bool {
     let host = plan::Host { kernel: "/k".into(), agent: "/a".into(), vcpus: 4, memory_mib: 8192 };
     let vm = plan::vm(&bundle, &host, "fuzz", "/v".into());
     assert!(vm.check().is_ok(), "a plan is a VM: {:?}", vm.check());
-    let _ = plan::network(&bundle);
+    let _ = plan::network(&bundle.spec);
     plan::container(&bundle, "fuzz", 0).is_ok()
 }

@@ -58,6 +58,7 @@ pub fn vm(
         restore: None,
         shares: std::iter::once(root).chain(volumes).collect(),
         nets: Vec::new(),
+        net_places: 0,
         terminal: request.tty,
         console: request.console,
         report_fd: None,

@@ -242,6 +242,7 @@ mod tests {
             restore: None,
             shares: Vec::new(),
             nets: Vec::new(),
+            net_places: 0,
             terminal: false,
             console: false,
             report_fd: None,

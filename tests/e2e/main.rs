@@ -7,6 +7,7 @@ mod doctor;
 mod files;
 mod images;
 mod jail;
+mod late_network;
 mod lifecycle;
 mod network;
 mod oci_config;

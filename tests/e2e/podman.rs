@@ -3,7 +3,10 @@
 //! Starting a container takes seconds on the lab's emulated CPU, so each asserts much.
 
 use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::podman::{IMAGE, Podman};
@@ -159,14 +162,22 @@ fn images_are_built_with_it() {
     let podman = podman();
     let context = podman.path("context");
     fs::create_dir_all(&context).expect("a directory");
-    let steps =
-        format!("FROM {IMAGE}\nRUN uname -r > /kernel && echo built > /made\nCMD cat /made\n");
+    // The build makes each step's network after it created the container.
+    let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let server = thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a connection");
+        client.write_all(b"built\n").expect("the client reads it");
+    });
+    let fetch = format!("nc $(ip route | head -n 1 | cut -d ' ' -f 3) {port} </dev/null");
+    let steps = format!("FROM {IMAGE}\nRUN uname -r > /kernel && {fetch} > /made\nCMD cat /made\n");
     fs::write(context.join("Containerfile"), steps).expect("a file");
     let runtime = format!("--runtime={}", bulkhead_tests::binary("bulkhead").display());
-    let build = ["build", "--isolation=oci", "--network=none", "-q", "-t", "made"];
+    let build = ["build", "--isolation=oci", "-q", "-t", "made"];
     let mut command = podman.command(build);
     command.arg(runtime).arg(&context);
     bulkhead_tests::finish(command).ok();
+    server.join().expect("it was called");
     assert_eq!(podman.call(["run", "--rm", "--network=none", "made"]).ok(), "built\n");
     let here = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
     let there = podman.call(["run", "--rm", "--network=none", "made", "cat", "/kernel"]).ok();

@@ -30,7 +30,7 @@ use crate::layout;
 use crate::leash::Leash;
 use crate::marks::Marks;
 use crate::memory::{self, MemoryError};
-use crate::net;
+use crate::net::{self, Place, Places};
 use crate::saved::{Saved, Template};
 use crate::snapshot::SnapshotError;
 use crate::spec::{SpecError, VmSpec};
@@ -72,7 +72,8 @@ pub enum MachineError {
     Thread { id: u8, source: io::Error },
 }
 
-type Loop = EventManager<Arc<Mutex<dyn MutEventSubscriber + Send>>>;
+/// The event loop.
+pub type Loop = EventManager<Arc<Mutex<dyn MutEventSubscriber + Send>>>;
 
 /// A VM that is ready to run.
 pub struct Machine {
@@ -81,6 +82,7 @@ pub struct Machine {
     pub(crate) exits: Arc<Exits>,
     pub(crate) events: Loop,
     pub(crate) control: Option<Arc<Mutex<Control>>>,
+    pub(crate) places: Places,
     /// Where the VM is to be saved.
     pub(crate) template: Option<Template>,
     pub(crate) timeline: Timeline,
@@ -125,7 +127,7 @@ impl Machine {
         wiring.add(Box::new(vsock))?;
         wiring.add(Box::new(Rng::new()))?;
         wiring.add_nets(spec)?;
-        let Wiring { mut events, mmio, .. } = wiring;
+        let Wiring { mut events, mmio, places, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
         host_events.map(|host| events.add_subscriber(Arc::new(Mutex::new(host))));
         Leash::of(spec, &ending).map(|leash| events.add_subscriber(Arc::new(Mutex::new(leash))));
@@ -153,6 +155,7 @@ impl Machine {
             exits: Arc::new(Exits { bus, ending, gate }),
             events,
             control,
+            places: places.into(),
             template,
             timeline: timeline.clone(),
             memory,
@@ -202,21 +205,28 @@ struct Wiring<'a> {
     memory: &'a Arc<GuestMemory>,
     events: Loop,
     mmio: Vec<Arc<Mutex<Transport>>>,
+    places: Vec<Place>,
 }
 
 impl<'a> Wiring<'a> {
     fn new(vm: &'a Vm, memory: &'a Arc<GuestMemory>) -> Result<Self, MachineError> {
-        Ok(Self { vm, memory, events: EventManager::new()?, mmio: Vec::new() })
+        let events = EventManager::new()?;
+        Ok(Self { vm, memory, events, mmio: Vec::new(), places: Vec::new() })
     }
 
     fn add_nets(&mut self, spec: &VmSpec) -> Result<(), MachineError> {
-        spec.nets.iter().try_for_each(|net| {
-            let device = net::device(net);
-            self.add(device.map_err(|source| MachineError::Device { device: "net", source })?)
-        })
+        let failed = |source| MachineError::Device { device: "net", source };
+        for net in &spec.nets {
+            self.add(net::device(net).map_err(failed)?)?;
+        }
+        for _ in 0..spec.net_places {
+            let place = self.add(net::place().map_err(failed)?)?;
+            self.places.push(place);
+        }
+        Ok(())
     }
 
-    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<Place, MachineError> {
         let index = self.mmio.len() as u32;
         let name = device.name();
         let interrupt = self.vm.interrupt(layout::MMIO_GSI_BASE + index)?;
@@ -224,9 +234,9 @@ impl<'a> Wiring<'a> {
             .map_err(|source| MachineError::Device { device: name, source })?;
         self.vm.notify_by(index, transport.queue_notifiers())?;
         let transport = Arc::new(Mutex::new(transport));
-        self.events.add_subscriber(transport.clone());
-        self.mmio.push(transport);
-        Ok(())
+        let subscriber = self.events.add_subscriber(transport.clone());
+        self.mmio.push(transport.clone());
+        Ok(Place { subscriber, transport })
     }
 }
 

@@ -1,11 +1,17 @@
-//! From a [`NetSpec`] to its device.
+//! Network interfaces: those a VM starts with, and those it gets while it runs.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bulkhead_devices::net::{Net, NetConfig, Tap};
+use bulkhead_devices::net::{Net, NetConfig, Occupied, Tap};
+use bulkhead_devices::rate_limiter::RateLimits;
 use bulkhead_devices::virtio::VirtioDevice;
+use bulkhead_devices::virtio::mmio::Transport;
+use event_manager::{SubscriberId, SubscriberOps};
 
+use crate::machine::Loop;
 use crate::spec::NetSpec;
 
 /// The device of `spec`, whose tap it takes over.
@@ -22,4 +28,62 @@ pub fn device(spec: &NetSpec) -> io::Result<Box<dyn VirtioDevice>> {
         tx_limits: spec.tx_limits,
     };
     Ok(Box::new(Net::new(config)?))
+}
+
+/// A device that will be an interface once one is plugged in.
+pub fn place() -> io::Result<Box<dyn VirtioDevice>> {
+    Ok(Box::new(Net::place(RateLimits::default(), RateLimits::default())?))
+}
+
+/// Where a device is: in the guest's memory map, and in the event loop.
+pub struct Place {
+    /// Of [`Place::transport`].
+    pub subscriber: SubscriberId,
+    /// Its registers.
+    pub transport: Arc<Mutex<Transport>>,
+}
+
+/// Places that are free yet, in their order.
+#[derive(Default)]
+pub struct Places(VecDeque<Place>);
+
+/// Why an interface was not plugged in.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugError {
+    /// No descriptor.
+    #[error("no tap came with the request")]
+    NoTap,
+    /// Some other descriptor, or a tap of another kind.
+    #[error("what came with the request is no tap for frames with virtio headers: {0}")]
+    Tap(#[source] io::Error),
+    /// All taken.
+    #[error(transparent)]
+    Occupied(#[from] Occupied),
+    /// The event loop.
+    #[error("cannot watch the tap: {0}")]
+    EventLoop(#[from] event_manager::Error),
+}
+
+impl From<Vec<Place>> for Places {
+    fn from(places: Vec<Place>) -> Self {
+        Self(places.into())
+    }
+}
+
+impl Places {
+    /// Plugs an interface in at the next place.
+    pub fn plug(
+        &mut self,
+        events: &mut Loop,
+        mac: [u8; 6],
+        mtu: Option<u16>,
+        tap: Option<OwnedFd>,
+    ) -> Result<(), PlugError> {
+        let tap = Tap::new(tap.ok_or(PlugError::NoTap)?).map_err(PlugError::Tap)?;
+        let Place { subscriber, transport } = self.0.pop_front().ok_or(Occupied)?;
+        let mut ops = events.event_ops(subscriber)?;
+        let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
+        let net: &mut Net = transport.device_mut().ok_or(Occupied)?;
+        Ok(net.plug(mac, mtu, tap, &mut ops)?)
+    }
 }

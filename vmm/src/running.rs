@@ -10,6 +10,7 @@
 //! The event loop goes on while the VM is paused: what the host's side of a device sends waits in
 //! the device or on its way there.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -66,16 +67,24 @@ impl Machine {
         Ok(())
     }
 
-    fn serve_control(&self, started: Instant) {
-        let Some(control) = &self.control else { return };
+    fn serve_control(&mut self, started: Instant) {
+        let Some(control) = self.control.clone() else { return };
         let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
-        for command in control.take_commands() {
+        for mut command in control.take_commands() {
             let response = match command.request {
                 Request::Pause => self.pause(),
                 Request::Resume => self.resume(),
                 Request::Stats => self.stats(started),
+                Request::Plug { mac, mtu } => self.plug(mac, mtu, command.descriptor.take()),
             };
             control.answer(&command, &response);
+        }
+    }
+
+    fn plug(&mut self, mac: [u8; 6], mtu: Option<u16>, tap: Option<OwnedFd>) -> Response {
+        match self.places.plug(&mut self.events, mac, mtu, tap) {
+            Ok(()) => Response::Done,
+            Err(error) => Response::Refused { message: error.to_string() },
         }
     }
 

@@ -42,6 +42,10 @@ pub struct VmSpec {
     /// Network interfaces; the guest calls them eth0, eth1, ... in this order.
     #[serde(default)]
     pub nets: Vec<NetSpec>,
+    /// Places for further interfaces, which the guest finds empty until one is plugged in
+    /// ([`crate::control::Request::Plug`]).
+    #[serde(default)]
+    pub net_places: u8,
     /// The container has a terminal: stdin and stdout are its two directions, stderr is unused.
     #[serde(default)]
     pub terminal: bool,
@@ -263,8 +267,9 @@ impl VmSpec {
     }
 
     fn check_nets(&self) -> Result<(), SpecError> {
-        if self.nets.len() > NETS_MAX {
-            return Err(SpecError::Nets(self.nets.len()));
+        let nets = self.nets.len() + usize::from(self.net_places);
+        if nets > NETS_MAX {
+            return Err(SpecError::Nets(nets));
         }
         for (index, net) in self.nets.iter().enumerate() {
             // The lowest bit of the first byte is that of groups (IEEE 802).
@@ -300,5 +305,7 @@ mod tests {
         assert_eq!(small, Err(SpecError::Mtu { index: 0, mtu: 67 }));
         let nine = [r#"{"mac":[2,0,0,0,0,1]}"#; 9].join(",");
         assert_eq!(spec(&format!(r#""nets":[{nine}]"#)).check(), Err(SpecError::Nets(9)));
+        assert_eq!(spec(r#""net_places":8"#).check(), Ok(()));
+        assert_eq!(spec(r#""net_places":9"#).check(), Err(SpecError::Nets(9)));
     }
 }

@@ -13,7 +13,9 @@
 //!
 //! A device without a tap is one with its cable unplugged: its link is down, and what it is given
 //! to send goes nowhere. So a template can have an interface before there is a network for it: a
-//! restored device tells its driver to look at the configuration again.
+//! restored device tells its driver to look at the configuration again. An empty [`Net::place`] is no
+//! device at all to the guest, until an interface is plugged in there: so a VM can run before it is
+//! known what network it will have.
 
 mod header;
 mod rx;
@@ -86,8 +88,18 @@ pub struct NetConfig {
     pub tx_limits: RateLimits,
 }
 
-/// A network interface.
+/// The device ID of a place where no device is: drivers ignore it (virtio 1.3, 4.2.3.1.1).
+const VIRTIO_ID_NONE: u32 = 0;
+
+/// The guest's driver has a place, or something else is plugged in there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no free place for a network interface")]
+pub struct Occupied;
+
+/// A network interface, or a place for one.
 pub struct Net {
+    /// No interface has been plugged in yet.
+    empty: bool,
     mac: [u8; 6],
     mtu: Option<u16>,
     tap: Option<Tap>,
@@ -117,6 +129,7 @@ impl Net {
     /// An interface. Fails if a limit's timer cannot be made.
     pub fn new(config: NetConfig) -> io::Result<Self> {
         Ok(Self {
+            empty: false,
             mac: config.mac,
             mtu: config.mtu,
             tap: config.tap,
@@ -126,6 +139,38 @@ impl Net {
             restored: false,
             active: None,
         })
+    }
+
+    /// A place for an interface, whose frames will have these limits.
+    pub fn place(rx_limits: RateLimits, tx_limits: RateLimits) -> io::Result<Self> {
+        let nothing = Self::new(NetConfig { rx_limits, tx_limits, ..NetConfig::default() })?;
+        Ok(Self { empty: true, ..nothing })
+    }
+
+    /// Puts an interface in this place. The guest has to be told to look there again.
+    pub fn plug(
+        &mut self,
+        mac: [u8; 6],
+        mtu: Option<u16>,
+        tap: Tap,
+        ops: &mut EventOps,
+    ) -> Result<(), Occupied> {
+        // A driver that took nothing for a device has not seen what this one will offer.
+        if !self.empty || self.active.is_some() {
+            return Err(Occupied);
+        }
+        (self.empty, self.mac, self.mtu, self.tap) = (false, mac, mtu, Some(tap));
+        self.watch_tap(ops);
+        Ok(())
+    }
+
+    fn watch_tap(&self, ops: &mut EventOps) {
+        if let Some(tap) = &self.tap {
+            // Edges: frames that wait for the guest's buffers would keep the loop awake.
+            let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+            let added = ops.add(Events::with_data(tap, DATA_TAP, events));
+            debug_assert!(added.is_ok(), "fd {} can be watched: {added:?}", tap.as_raw_fd());
+        }
     }
 
     /// `struct virtio_net_config` up to `mtu`.
@@ -193,7 +238,7 @@ impl VirtioDevice for Net {
     }
 
     fn device_id(&self) -> u32 {
-        VIRTIO_ID_NET
+        if self.empty { VIRTIO_ID_NONE } else { VIRTIO_ID_NET }
     }
 
     fn features(&self) -> u64 {
@@ -238,12 +283,7 @@ impl VirtioDevice for Net {
     }
 
     fn register(&mut self, ops: &mut EventOps) {
-        if let Some(tap) = &self.tap {
-            // Edges: frames that wait for the guest's buffers would keep the loop awake.
-            let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-            let added = ops.add(Events::with_data(tap, DATA_TAP, events));
-            debug_assert!(added.is_ok(), "fd {} can be watched: {added:?}", tap.as_raw_fd());
-        }
+        self.watch_tap(ops);
         self.rx_limiter.register(ops, DATA_RX_TIMER);
         self.tx_limiter.register(ops, DATA_TX_TIMER);
     }

@@ -1,6 +1,7 @@
 //! The device as a driver and the host's network see it; a datagram socket stands in for the tap.
 
 mod hostile;
+mod place;
 mod random;
 mod receive;
 mod transmit;

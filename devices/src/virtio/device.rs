@@ -9,6 +9,7 @@
 //! The transport owns status, feature negotiation and queue addresses while the device is
 //! inactive, and hands checked queues over in [`Active`] when the driver sets DRIVER_OK.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events};
@@ -77,7 +78,7 @@ pub enum ActivateError {
 ///
 /// All methods but the ones that take [`EventOps`] may be called from a vCPU thread; the ones with
 /// [`EventOps`] run on the event loop's thread. The transport's lock keeps calls from overlapping.
-pub trait VirtioDevice: Send {
+pub trait VirtioDevice: Any + Send {
     /// A short name for messages: "fs", "vsock", "rng".
     fn name(&self) -> &'static str;
     /// The device ID (virtio 1.3, section 5).

@@ -9,6 +9,7 @@ use bulkhead_vmm::control::{Client, ClientError};
 
 use crate::agent::AgentError;
 use crate::delegate::DelegateError;
+use crate::net::NetError;
 use crate::oci::cgroup::CgroupError;
 use crate::oci::console::ConsoleError;
 use crate::oci::container::{Container, ContainerError};
@@ -40,6 +41,8 @@ pub enum OciError {
     Agent(#[from] AgentError),
     #[error(transparent)]
     Control(#[from] ClientError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error(transparent)]
     Signal(#[from] SignalError),
     #[error(transparent)]

@@ -1,14 +1,16 @@
 //! `bulkhead start`: executes the process of a created container.
 
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use bulkhead_protocol::rpc::agent::{StartContainerRequest, StartContainerResponse};
+use bulkhead_protocol::rpc::agent::{NetworkSpec, StartContainerRequest, StartContainerResponse};
 
 use super::oci::{self, OciError};
 use crate::args::oci::IdArgs;
+use crate::net::Network;
 use crate::oci::container::Container;
 use crate::oci::record::Phase;
-use crate::oci::{hooks, log::Log, status::State};
+use crate::oci::{hooks, log::Log, plan, status::State};
 use crate::state::Root;
 
 /// How long execve(2) may take: the program is read over virtio-fs.
@@ -25,9 +27,10 @@ pub fn start(container: &mut Container, log: &Log) -> Result<(), OciError> {
     if !status.can_start() {
         return Err(OciError::Status { verb: "start", id: container.id.clone(), status });
     }
+    let network = plug_in(container)?;
     let mut agent = container.agent(PATIENCE)?;
-    let response: StartContainerResponse =
-        agent.call("StartContainer", &StartContainerRequest::default(), PATIENCE)?;
+    let request = StartContainerRequest { network: Some(network).into(), ..Default::default() };
+    let response: StartContainerResponse = agent.call("StartContainer", &request, PATIENCE)?;
     if let Some(failure) = response.failure.into_option() {
         return Err(OciError::Start { id: container.id.clone(), message: failure.message });
     }
@@ -38,4 +41,19 @@ pub fn start(container: &mut Container, log: &Log) -> Result<(), OciError> {
         log.error(&error.to_string());
     }
     Ok(())
+}
+
+/// Gives the VM what an engine has put into the container's network since it was created.
+fn plug_in(container: &Container) -> Result<NetworkSpec, OciError> {
+    if plan::network(&container.config()?) != plan::Network::Own {
+        return Ok(NetworkSpec::default());
+    }
+    let network = Network::of_vmm(container.record.process, plan::NET_PLACES.into())?;
+    if !network.nets.is_empty() {
+        let mut control = oci::control(container)?;
+        for (net, tap) in network.nets.iter().zip(&network.taps) {
+            control.plug(net.mac, net.mtu, tap.as_fd())?;
+        }
+    }
+    Ok(network.spec)
 }

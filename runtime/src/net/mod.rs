@@ -24,13 +24,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use bulkhead_protocol::rpc::agent::NetworkSpec;
-use bulkhead_vmm::spec::NetSpec;
+use bulkhead_vmm::spec::{NETS_MAX, NetSpec};
 use rustix::fs::FlockOperation;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use self::inventory::Inventory;
 use self::netlink::Netlink;
 use self::plan::{Nic, PlanError};
+use crate::oci::record::HostProcess;
 
 /// Why a container cannot have its network.
 #[derive(Debug, thiserror::Error)]
@@ -118,8 +119,31 @@ impl Network {
         // One at a time: who comes second is to find the first one's taps.
         rustix::fs::flock(&namespace, FlockOperation::LockExclusive)
             .map_err(|error| enter(error.into()))?;
-        within(&namespace, || set_up(path)).map_err(enter)?
+        within(&namespace, || set_up(path, NETS_MAX)).map_err(enter)?
     }
+
+    /// Takes over what was put into the network namespace of a VMM since it runs: an engine finds it
+    /// as that of the container's process. The VM has `room` for so many interfaces.
+    pub fn of_vmm(vmm: HostProcess, room: usize) -> Result<Self, NetError> {
+        let path = PathBuf::from(format!("/proc/{}/ns/net", vmm.pid));
+        let enter = |source| NetError::Enter { path: path.clone(), source };
+        let namespace = File::open(&path).map_err(enter)?;
+        // Only now: while it lives, its ID is nobody else's.
+        if vmm.find().is_none() {
+            return Err(enter(io::ErrorKind::NotFound.into()));
+        }
+        // One that is not jailed is still in ours, where nothing is its own.
+        if is_own(&namespace).map_err(enter)? {
+            return Ok(Self::default());
+        }
+        within(&namespace, || set_up(&path, room)).map_err(enter)?
+    }
+}
+
+/// Whether a VMM has left our network namespace for its own, as one that is jailed does before all
+/// else.
+pub fn has_left(vmm: HostProcess) -> bool {
+    File::open(format!("/proc/{}/ns/net", vmm.pid)).is_ok_and(|ns| !is_own(&ns).unwrap_or(true))
 }
 
 /// Whether it is the namespace of a process that is a VMM: what `podman run --network container:X`
@@ -149,11 +173,11 @@ fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Res
 }
 
 /// In the namespace.
-fn set_up(path: &Path) -> Result<Network, NetError> {
+fn set_up(path: &Path, room: usize) -> Result<Network, NetError> {
     let list = |source| NetError::List { path: path.to_owned(), source };
     let mut netlink = Netlink::open().map_err(list)?;
     let inventory = Inventory::read(&mut netlink).map_err(list)?;
-    let plan = plan::plan(&inventory)
+    let plan = plan::plan(&inventory, room)
         .map_err(|source| NetError::Plan { path: path.to_owned(), source })?;
     let mut network = Network { spec: plan.spec, ..Network::default() };
     for (done, nic) in plan.nics.iter().enumerate() {

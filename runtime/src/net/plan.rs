@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use bulkhead_protocol::rpc::agent::{
     Interface, InterfaceAddress, NetworkNeighbour, NetworkRoute, NetworkSpec,
 };
-use bulkhead_vmm::spec::NETS_MAX;
 
 use super::inventory::{Address, Inventory, Link, Neighbour, Route};
 use super::tap::NAME_PREFIX;
@@ -34,9 +33,14 @@ pub enum PlanError {
         /// What it is.
         kind: String,
     },
-    /// More than a VM has room for.
-    #[error("it has {0} interfaces; a VM has at most {NETS_MAX}")]
-    TooMany(usize),
+    /// More than the VM has room for.
+    #[error("it has {found} interfaces; the VM has room for {room}")]
+    TooMany {
+        /// How many there are.
+        found: usize,
+        /// How many there can be.
+        room: usize,
+    },
     /// A route with several next hops.
     #[error("its route to {destination} has several next hops, which is not supported")]
     Multipath {
@@ -67,8 +71,8 @@ pub struct Plan {
     pub spec: NetworkSpec,
 }
 
-/// Plans a guest's network from what a namespace has.
-pub fn plan(inventory: &Inventory) -> Result<Plan, PlanError> {
+/// Plans the network of a guest with `room` for interfaces from what a namespace has.
+pub fn plan(inventory: &Inventory, room: usize) -> Result<Plan, PlanError> {
     let mut nics = Vec::new();
     for link in &inventory.links {
         if link.kind == "tun" && link.name.starts_with(NAME_PREFIX) {
@@ -81,8 +85,8 @@ pub fn plan(inventory: &Inventory) -> Result<Plan, PlanError> {
             nics.push(nic(link)?);
         }
     }
-    if nics.len() > NETS_MAX {
-        return Err(PlanError::TooMany(nics.len()));
+    if nics.len() > room {
+        return Err(PlanError::TooMany { found: nics.len(), room });
     }
     let places: HashMap<u32, u32> = nics.iter().map(|nic| nic.link).zip(0..).collect();
     let interfaces = nics.iter().map(|nic| interface(nic, &inventory.addresses)).collect();

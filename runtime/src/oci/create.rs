@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_protocol::rpc::agent::{
     ContainerSpec, CreateContainerRequest, CreateContainerResponse, StartFailure,
@@ -77,6 +77,8 @@ pub enum CreateError {
     Net(#[from] NetError),
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    #[error("bulkhead-vmm has not made the network that the container's hooks are to set up")]
+    NoNetwork,
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]
@@ -132,7 +134,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     fs::copy(&config, dir.path().join(CONFIG))
         .map_err(|source| CreateError::Copy { path: config, source })?;
     bundle.make_mount_points()?;
-    let network = match plan::network(&bundle) {
+    let network = match plan::network(&bundle.spec) {
         Network::Joined(path) => net::Network::take_over(&path)?,
         Network::Own | Network::Host => net::Network::default(),
     };
@@ -202,7 +204,7 @@ fn check(
     if start_hooks.is_some_and(|hooks| !hooks.is_empty()) {
         return Err(HookError::StartContainer.into());
     }
-    if matches!(plan::network(bundle), Network::Host) {
+    if matches!(plan::network(&bundle.spec), Network::Host) {
         return Err(NetError::Host.into());
     }
     if wanted.args.preserve_fds > 0 {
@@ -266,8 +268,14 @@ fn settle(
     let state = State::creating(record).json();
     let hooks = bundle.spec.hooks().clone().unwrap_or_default();
     #[allow(deprecated, reason = "the specification still has it, and engines use it")]
-    hooks::run("prestart", hooks.prestart().as_ref(), &state)?;
-    hooks::run("createRuntime", hooks.create_runtime().as_ref(), &state)?;
+    let early = [("prestart", hooks.prestart()), ("createRuntime", hooks.create_runtime())];
+    for (stage, list) in early {
+        if list.as_ref().is_some_and(|list| !list.is_empty()) {
+            // They may want to put something into it.
+            await_network(record.process)?;
+        }
+        hooks::run(stage, list.as_ref(), &state)?;
+    }
     let mut agent = Client::connect(&dir.socket(), BOOT_MAX)?;
     create_container(&mut agent, spec)?;
     after_create(&hooks, &state)?;
@@ -275,6 +283,20 @@ fn settle(
         console.send(socket)?;
     }
     Ok(Container::write(dir.path(), record)?)
+}
+
+/// Waits until a VMM is in a network of its own; one that is not jailed stays in ours.
+fn await_network(vmm: HostProcess) -> Result<(), CreateError> {
+    /// How long that may take a process on a busy machine.
+    const MAX: Duration = Duration::from_secs(30);
+    let until = Instant::now() + MAX;
+    while !net::has_left(vmm) {
+        if Instant::now() > until || vmm.find().is_none() {
+            return Err(CreateError::NoNetwork);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn after_create(hooks: &Hooks, state: &str) -> Result<(), HookError> {
@@ -309,9 +331,9 @@ fn end(mut detached: Detached, dir: &VmDir, error: CreateError) -> CreateError {
     }
     /// How long a VMM may take to say why, once its agent is gone.
     const FAREWELL_MAX: Duration = Duration::from_secs(5);
-    let until = std::time::Instant::now() + FAREWELL_MAX;
+    let until = Instant::now() + FAREWELL_MAX;
     let mut status = None;
-    while status.is_none() && std::time::Instant::now() < until {
+    while status.is_none() && Instant::now() < until {
         status = detached.child.try_wait().unwrap_or_default();
         if status.is_none() {
             std::thread::sleep(Duration::from_millis(5));

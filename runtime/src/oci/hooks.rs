@@ -2,7 +2,7 @@
 //!
 //! | hook | when | where |
 //! |---|---|---|
-//! | prestart, createRuntime | the VMM is there, the guest is not asked yet | on the host |
+//! | prestart, createRuntime | the VMM is there, the guest is not asked yet | on the host; what they put into the network namespace of the state's pid is the guest's from `start` on |
 //! | createContainer | the guest has made the container | on the host: its files are there, its namespaces are another kernel's |
 //! | startContainer | before the container's process | refused: it would have to be a program of the host in the guest |
 //! | poststart | the process was executed | on the host |

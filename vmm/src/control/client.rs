@@ -1,11 +1,12 @@
 //! The caller's side.
 
 use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{LINE_MAX, Request, Response, Stats};
+use super::{LINE_MAX, Request, Response, Stats, descriptor};
 
 /// How long a VM may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -60,23 +61,37 @@ impl Client {
 
     /// Asks for figures.
     pub fn stats(&mut self) -> Result<Stats, ClientError> {
-        match self.call(Request::Stats)? {
+        match self.call(&line(Request::Stats)?)? {
             Response::Stats(stats) => Ok(stats),
             _ => Err(ClientError::Nonsense),
         }
     }
 
-    fn done(&mut self, request: Request) -> Result<(), ClientError> {
-        match self.call(request)? {
+    /// Plugs a network interface in; see [`Request::Plug`].
+    pub fn plug(
+        &mut self,
+        mac: [u8; 6],
+        mtu: Option<u16>,
+        tap: BorrowedFd<'_>,
+    ) -> Result<(), ClientError> {
+        let line = line(Request::Plug { mac, mtu })?;
+        let sent = descriptor::send(&self.0, &line, tap).map_err(ClientError::Broken)?;
+        match self.call(&line[sent..])? {
             Response::Done => Ok(()),
             _ => Err(ClientError::Nonsense),
         }
     }
 
-    fn call(&mut self, request: Request) -> Result<Response, ClientError> {
-        let mut line = serde_json::to_vec(&request).map_err(|_| ClientError::Nonsense)?;
-        line.push(b'\n');
-        self.0.write_all(&line).map_err(ClientError::Broken)?;
+    fn done(&mut self, request: Request) -> Result<(), ClientError> {
+        match self.call(&line(request)?)? {
+            Response::Done => Ok(()),
+            _ => Err(ClientError::Nonsense),
+        }
+    }
+
+    /// Sends `line`, or what is left of it, and waits for the answer.
+    fn call(&mut self, line: &[u8]) -> Result<Response, ClientError> {
+        self.0.write_all(line).map_err(ClientError::Broken)?;
         match serde_json::from_slice(&self.line()?).map_err(|_| ClientError::Nonsense)? {
             Response::Refused { message } => Err(ClientError::Refused(message)),
             response => Ok(response),
@@ -98,4 +113,10 @@ impl Client {
         }
         Ok(line)
     }
+}
+
+fn line(request: Request) -> Result<Vec<u8>, ClientError> {
+    let mut line = serde_json::to_vec(&request).map_err(|_| ClientError::Nonsense)?;
+    line.push(b'\n');
+    Ok(line)
 }

@@ -4,6 +4,7 @@
 //! {"verb":"pause"}     {"result":"done"}
 //! {"verb":"resume"}    {"result":"done"}
 //! {"verb":"stats"}     {"result":"stats","paused":false,"vcpus":1,"memory_mib":128,...}
+//! {"verb":"plug","mac":[2,0,0,0,0,1],"mtu":1500} and a tap   {"result":"done"}
 //! {"verb":"freeze"}    {"result":"refused","message":"..."}
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! does not read its answers is dropped.
 
 mod client;
+mod descriptor;
 mod server;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,14 @@ pub enum Request {
     Resume,
     /// Asks for figures.
     Stats,
+    /// Puts a network interface in the next of [`crate::VmSpec::net_places`]. Its tap, as a
+    /// [`crate::spec::NetSpec`] has it, comes with the line (SCM_RIGHTS, unix(7)).
+    Plug {
+        /// The interface's address.
+        mac: [u8; 6],
+        /// The most bytes of a frame's payload; the driver's default if not given.
+        mtu: Option<u16>,
+    },
 }
 
 /// The answer.

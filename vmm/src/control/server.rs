@@ -1,13 +1,14 @@
 //! The event loop's side: clients, their lines, and the commands that come of them.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use super::{LINE_MAX, Request, Response};
+use super::{LINE_MAX, Request, Response, descriptor};
 
 /// Clients at a time; another is closed at once.
 const CLIENTS_MAX: usize = 8;
@@ -15,11 +16,13 @@ const CLIENTS_MAX: usize = 8;
 const LISTENER: u32 = 0;
 
 /// A request, and the client to be answered.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Command {
     client: u32,
     /// What is asked for.
     pub request: Request,
+    /// The last descriptor that came with the request or before it, and with no other request.
+    pub descriptor: Option<OwnedFd>,
 }
 
 /// The control socket.
@@ -34,6 +37,8 @@ struct Client {
     stream: UnixStream,
     /// What came of a line that has not ended yet.
     line: Vec<u8>,
+    /// What came with it.
+    descriptor: Option<OwnedFd>,
 }
 
 impl Control {
@@ -64,7 +69,7 @@ impl Control {
                 && stream.set_nonblocking(true).is_ok()
                 && ops.add(watched).is_ok()
             {
-                self.clients.insert(id, Client { stream, line: Vec::new() });
+                self.clients.insert(id, Client { stream, line: Vec::new(), descriptor: None });
                 self.next_client = id.checked_add(1).unwrap_or(LISTENER + 1);
             }
         }
@@ -72,7 +77,9 @@ impl Control {
 
     fn read(&mut self, id: u32, ops: &mut EventOps) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        let alive = client.read(|request| self.commands.push(Command { client: id, request }));
+        let alive = client.read(|request, descriptor| {
+            self.commands.push(Command { client: id, request, descriptor });
+        });
         if !alive && let Some(client) = self.clients.remove(&id) {
             // Watched until now, so that its number is free for the next.
             let _ = ops.remove(Events::with_data(&client.stream, id, EventSet::IN));
@@ -97,12 +104,15 @@ impl MutEventSubscriber for Control {
 impl Client {
     /// Takes what there is to read, and its whole lines; false once the client is gone or talks
     /// nonsense of a length that no line has.
-    fn read(&mut self, mut command: impl FnMut(Request)) -> bool {
+    fn read(&mut self, mut command: impl FnMut(Request, Option<OwnedFd>)) -> bool {
         let mut chunk = [0; LINE_MAX];
         // One read a turn: who talks without end waits between others.
-        match self.stream.read(&mut chunk) {
-            Ok(0) => return false,
-            Ok(len) => self.line.extend_from_slice(&chunk[..len]),
+        match descriptor::receive(&self.stream, &mut chunk) {
+            Ok((0, _)) => return false,
+            Ok((len, descriptor)) => {
+                self.line.extend_from_slice(&chunk[..len]);
+                self.descriptor = descriptor.or(self.descriptor.take());
+            }
             Err(error) => {
                 return matches!(
                     error.kind(),
@@ -113,7 +123,7 @@ impl Client {
         while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.line.drain(..=end).collect();
             match serde_json::from_slice(&line) {
-                Ok(request) => command(request),
+                Ok(request) => command(request, self.descriptor.take()),
                 Err(error) => {
                     let message = format!("not a request: {error}");
                     self.answer(&Response::Refused { message });
@@ -136,7 +146,8 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Read};
+    use std::os::fd::AsFd;
     use std::sync::{Arc, Mutex};
 
     use event_manager::{EventManager, SubscriberOps};
@@ -198,6 +209,30 @@ mod tests {
         client.write_all(b"use\"}\n{\"verb\":\"resume\"}\n").unwrap();
         assert_eq!(served.serve(), [Request::Pause, Request::Resume]);
         assert_eq!(line(&client), "{\"result\":\"done\"}\n");
+    }
+
+    #[test]
+    fn a_descriptor_belongs_to_the_request_it_came_with() {
+        let mut served = Served::new();
+        let client = served.client();
+        let (end, other) = UnixStream::pair().unwrap();
+        let plug =
+            b"{\"verb\":\"plug\",\"mac\":[2,0,0,0,0,1],\"mtu\":null}\n{\"verb\":\"stats\"}\n";
+        assert_eq!(descriptor::send(&client, plug, end.as_fd()).unwrap(), plug.len());
+        drop(end);
+        served.events.run_with_timeout(0).unwrap();
+        served.events.run_with_timeout(0).unwrap();
+        let commands = served.control.lock().unwrap().take_commands();
+        assert_eq!(commands[1].request, Request::Stats);
+        assert!(commands[1].descriptor.is_none());
+        let mut received =
+            UnixStream::from(commands[0].descriptor.as_ref().unwrap().try_clone().unwrap());
+        received.write_all(b"!").unwrap();
+        let mut byte = [0];
+        (&other).read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"!");
+        drop((received, commands));
+        assert_eq!((&other).read(&mut byte).unwrap(), 0, "nobody else holds it");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::any::Any;
 use std::io;
 use std::sync::Arc;
 
@@ -92,6 +93,12 @@ impl Transport {
     /// The interrupt registers (0x60 and 0x64), which may be served without the transport's lock.
     pub fn interrupt(&self) -> &Arc<InterruptStatus> {
         &self.interrupt
+    }
+
+    /// The device, if it is a `D`: for what its owner does with it.
+    pub fn device_mut<D: VirtioDevice>(&mut self) -> Option<&mut D> {
+        let device: &mut dyn Any = &mut *self.device;
+        device.downcast_mut()
     }
 
     /// Why the device refused the last DRIVER_OK, if it did.

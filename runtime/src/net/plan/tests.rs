@@ -1,5 +1,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use bulkhead_vmm::spec::NETS_MAX;
 use proptest::prelude::*;
 
 use super::*;
@@ -58,7 +59,7 @@ fn container() -> Inventory {
 
 #[test]
 fn the_guest_gets_what_the_namespace_has() {
-    let plan = plan(&container()).unwrap();
+    let plan = plan(&container(), NETS_MAX).unwrap();
     let mac = [2, 0, 0, 0, 0, 7];
     let nic = Nic { link: ETH0, name: "eth0".to_owned(), mac, mtu: 1500 };
     assert_eq!(plan.nics, [nic]);
@@ -79,7 +80,7 @@ fn a_namespace_with_nothing_but_loopback_is_no_network() {
     let mut tunnel = veth(3, "tunl0");
     (tunnel.up, tunnel.ethernet, tunnel.kind) = (false, false, "ipip".to_owned());
     let inventory = Inventory { links: vec![loopback(), tunnel], ..Inventory::default() };
-    assert_eq!(plan(&inventory), Ok(Plan::default()));
+    assert_eq!(plan(&inventory, NETS_MAX), Ok(Plan::default()));
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn what_makes_a_gateway_reachable_comes_first() {
     let mut inventory = container();
     inventory.routes =
         vec![route("0.0.0.0", 0, Some("169.254.1.1")), route("169.254.1.1", 32, None)];
-    let routes = plan(&inventory).unwrap().spec.routes;
+    let routes = plan(&inventory, NETS_MAX).unwrap().spec.routes;
     assert_eq!(routes[0].destination, [169, 254, 1, 1]);
     assert_eq!(routes[1].gateway, [169, 254, 1, 1]);
 }
@@ -102,7 +103,7 @@ fn routes_follow_their_interface_and_lead_nowhere_without_one() {
         Route { link: Some(1), ..route("10.2.0.0", 16, None) },
         Route { link: None, kind: nowhere, ..route("10.3.0.0", 16, None) },
     ];
-    let routes = plan(&inventory).unwrap().spec.routes;
+    let routes = plan(&inventory, NETS_MAX).unwrap().spec.routes;
     let places: Vec<_> = routes.iter().map(|r| (r.destination[1], r.interface)).collect();
     assert_eq!(places, [(1, Some(1)), (3, None)]);
 }
@@ -113,7 +114,7 @@ fn static_neighbours_are_carried_over() {
     let address = Ipv4Addr::new(10, 88, 0, 1).into();
     let neighbour = |link| Neighbour { link, address, mac: vec![6; 6] };
     inventory.neighbours = vec![neighbour(ETH0), neighbour(1)];
-    let neighbours = plan(&inventory).unwrap().spec.neighbours;
+    let neighbours = plan(&inventory, NETS_MAX).unwrap().spec.neighbours;
     assert_eq!((neighbours.len(), &*neighbours[0].mac), (1, &[6; 6][..]));
 }
 
@@ -122,7 +123,7 @@ fn what_no_guest_can_have_is_refused_by_name() {
     let refused = |change: &dyn Fn(&mut Inventory)| {
         let mut inventory = container();
         change(&mut inventory);
-        plan(&inventory).unwrap_err().to_string()
+        plan(&inventory, NETS_MAX).unwrap_err().to_string()
     };
     let tap = Link { kind: "tun".to_owned(), ..veth(12, "bhtap0") };
     let error = refused(&|inventory| inventory.links.push(tap.clone()));
@@ -147,7 +148,7 @@ fn what_no_guest_can_have_is_refused_by_name() {
 fn another_program_s_tap_is_an_interface_like_others() {
     let mut inventory = container();
     inventory.links[1] = Link { kind: "tun".to_owned(), ..veth(ETH0, "tap0") };
-    assert_eq!(plan(&inventory).unwrap().nics[0].name, "tap0");
+    assert_eq!(plan(&inventory, NETS_MAX).unwrap().nics[0].name, "tap0");
 }
 
 proptest! {
@@ -184,7 +185,7 @@ proptest! {
                 })
                 .collect(),
         };
-        let Ok(plan) = plan(&inventory) else { return Ok(()) };
+        let Ok(plan) = plan(&inventory, NETS_MAX) else { return Ok(()) };
         let count = plan.nics.len() as u32;
         prop_assert_eq!(plan.spec.interfaces.len() as u32, count);
         prop_assert!(plan.spec.routes.iter().all(|r| r.interface.is_none_or(|i| i < count)));

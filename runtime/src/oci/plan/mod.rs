@@ -24,6 +24,9 @@ pub use process::process;
 const ROOT_SHARE: &str = "rootfs";
 /// The guest's vsock context ID. It need not be unique: no VM sees another's.
 const CID: u32 = 3;
+/// How many interfaces may be put into a container's network after it was created: engines connect
+/// it to one network, or to two.
+pub const NET_PLACES: u8 = 2;
 /// As much of a container's ID as becomes its host name when it has none, as engines do.
 const HOSTNAME_BYTES: usize = 12;
 
@@ -110,6 +113,7 @@ pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
         vsock,
         shares: std::iter::once(root).chain(mounts::shares(bundle)).collect(),
         terminal: process.and_then(|process| process.terminal()).unwrap_or(false),
+        net_places: if network(&bundle.spec) == Network::Own { NET_PLACES } else { 0 },
         ..VmSpec::default()
     }
 }

@@ -3,15 +3,15 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use super::PlanError;
-use crate::oci::bundle::Bundle;
 
 /// The network the container is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// A new, empty network namespace: nothing but loopback.
+    /// A new network namespace, empty but for loopback. The VMM's own stands for it: what is put
+    /// there before the container is started becomes the guest's.
     Own,
     /// The network namespace at this path.
     Joined(PathBuf),
@@ -19,9 +19,9 @@ pub enum Network {
     Host,
 }
 
-/// The network `bundle` asks for.
-pub fn network(bundle: &Bundle) -> Network {
-    let namespaces = bundle.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+/// The network `spec` asks for.
+pub fn network(spec: &Spec) -> Network {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let mut namespaces = namespaces.into_iter().flatten();
     match namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Network) {
         None => Network::Host,

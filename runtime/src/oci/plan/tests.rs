@@ -162,7 +162,7 @@ fn what_a_kernel_of_its_own_cannot_join_is_refused() {
 
 #[test]
 fn the_network_is_the_hosts_ones_own_or_another() {
-    let of = |namespaces| network(&bundle(|c| c["linux"]["namespaces"] = namespaces));
+    let of = |namespaces| network(&bundle(|c| c["linux"]["namespaces"] = namespaces).spec);
     assert_eq!(of(json!([])), Network::Host);
     assert_eq!(of(json!([{"type": "network"}])), Network::Own);
     let path = "/run/netns/x";
