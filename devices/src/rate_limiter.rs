@@ -2,9 +2,10 @@
 //!
 //! A bucket fills at its rate up to its burst. An operation goes ahead while every bucket holds
 //! something, and then takes what it came to, into debt if need be: so an operation need not know
-//! its size beforehand, and one larger than the burst is late rather than stuck.
+//! its size beforehand, and one larger than the burst is late rather than stuck. What has to wait
+//! stays in the guest's queue, so a limited guest costs no memory.
 
-use std::io;
+use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -38,8 +39,8 @@ pub struct RateLimits {
     pub operations: Option<Rate>,
 }
 
-/// A live limit on one direction or queue of a device.
-#[derive(Debug)]
+/// A live limit on one direction or queue of a device; the default limits nothing.
+#[derive(Debug, Default)]
 pub struct RateLimiter {
     bytes: Option<Bucket>,
     operations: Option<Bucket>,
@@ -100,6 +101,35 @@ impl RateLimiter {
                 bucket.take(cost);
             }
         }
+    }
+}
+
+/// A writer that loses what comes faster than its rate: for output that nobody must wait for.
+#[derive(Debug)]
+pub struct Lossy<W> {
+    to: W,
+    bucket: Bucket,
+}
+
+impl<W: Write> Lossy<W> {
+    /// Passes at most `rate` on to `to`.
+    pub fn new(to: W, rate: Rate) -> Self {
+        Self { to, bucket: Bucket::full(rate, Instant::now()) }
+    }
+}
+
+impl<W: Write> Write for Lossy<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.bucket.wait(Instant::now()).is_zero() {
+            return Ok(bytes.len());
+        }
+        let written = self.to.write(bytes)?;
+        self.bucket.take(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 

@@ -1,10 +1,13 @@
 //! virtio-rng: random bytes from the host (virtio 1.3, section 5.4).
 
-use event_manager::EventOps;
+use std::io;
+
+use event_manager::{EventOps, Events};
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::QueueT;
 
+use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::virtio::buffers::{Buffers, pop};
 use crate::virtio::mmio::EVENT_IDX;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
@@ -17,17 +20,32 @@ const REQUEST_BYTES_MAX: usize = 64 << 10;
 const REQUESTS_MAX: usize = QUEUE_SIZE_MAX as usize;
 /// Random bytes fetched by one system call; below 256 it cannot be interrupted.
 const CHUNK: usize = 256;
+/// Event data of the limiter's timer.
+const DATA_TIMER: u32 = 0;
 
 /// An entropy device.
 #[derive(Default)]
 pub struct Rng {
     active: Option<Active>,
+    limiter: RateLimiter,
 }
 
 impl Rng {
     /// A device that serves the host's random numbers.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One that serves no more than `limits`. Fails if their timer cannot be made.
+    pub fn limited(limits: &RateLimits) -> io::Result<Self> {
+        Ok(Self { active: None, limiter: RateLimiter::new(limits)? })
+    }
+
+    fn serve(&mut self) {
+        // An error is a ring the driver has corrupted: the device goes quiet until reset.
+        if let Some(active) = &mut self.active {
+            let _ = serve(active, &mut self.limiter);
+        }
     }
 }
 
@@ -66,29 +84,34 @@ impl VirtioDevice for Rng {
         self.active.as_ref()
     }
 
+    fn register(&mut self, ops: &mut EventOps) {
+        self.limiter.register(ops, DATA_TIMER);
+    }
+
     fn queue_notified(&mut self, _index: usize, _ops: &mut EventOps) {
-        // An error is a ring the driver has corrupted: the device goes quiet until reset.
-        if let Some(active) = &mut self.active {
-            let _ = serve(active);
-        }
+        self.serve();
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        self.serve();
     }
 }
 
-fn serve(active: &mut Active) -> Result<(), virtio_queue::Error> {
+fn serve(active: &mut Active, limiter: &mut RateLimiter) -> Result<(), virtio_queue::Error> {
     let memory = &*active.memory;
     let queue = &mut active.queues[0];
     let mut served = 0;
-    loop {
-        while served < REQUESTS_MAX
-            && let Some(chain) = pop(queue, memory)?
-        {
-            let head = chain.head_index();
-            let filled = Buffers::writable(memory, chain, queue.size().into()).map_or(0, fill);
-            queue.add_used(memory, head, filled as u32)?;
-            served += 1;
-        }
-        if served == REQUESTS_MAX || !queue.enable_notification(memory)? {
-            break;
+    while served < REQUESTS_MAX && limiter.ready() {
+        match pop(queue, memory)? {
+            Some(chain) => {
+                let head = chain.head_index();
+                let filled = Buffers::writable(memory, chain, queue.size().into()).map_or(0, fill);
+                limiter.charge(filled);
+                queue.add_used(memory, head, filled as u32)?;
+                served += 1;
+            }
+            None if queue.enable_notification(memory)? => {}
+            None => break,
         }
     }
     if served > 0 && queue.needs_notification(memory)? {

@@ -1,13 +1,16 @@
 //! What the host says about a request: the paths it means, the sizes it allows.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_vmm::spec::Limits;
 use rustix::termios::Winsize;
 
 use crate::assets::{self, AssetError, Dirs};
 use crate::request::{Request, Root};
+use crate::settings::{Settings, SettingsError};
 use crate::terminal;
 
 /// Why the host cannot do what was asked.
@@ -43,6 +46,8 @@ pub enum FactError {
     },
     #[error(transparent)]
     Asset(#[from] AssetError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
 }
 
 fn reason(error: &io::Error) -> String {
@@ -82,6 +87,8 @@ pub struct Facts {
     pub kernel: PathBuf,
     /// The size a terminal of the container starts with, if it was asked for.
     pub window: Option<Winsize>,
+    /// What its settings limit.
+    pub limits: Limits,
     /// The values of the variables that are passed on, as far as they are set.
     pub passed_on: Vec<(String, String)>,
 }
@@ -110,6 +117,7 @@ impl Facts {
             agent: dirs.program(assets::AGENT)?,
             kernel: kernel(request.kernel.as_deref(), dirs)?,
             window: request.tty.then(terminal::window),
+            limits: Settings::load()?.limits(&BTreeMap::new())?,
             passed_on: passed_on.filter_map(|variable| value(&variable.name)).collect(),
         })
     }

@@ -53,6 +53,8 @@ const EXIT_FAILED: u8 = 125;
 /// Exit codes of failures of the OCI verbs, as runc has them.
 const EXIT_OCI_FAILED: u8 = 1;
 const EXIT_EXEC_FAILED: u8 = 255;
+/// The most characters of a failure's sentence.
+const SENTENCE_MAX: usize = 1000;
 
 /// What a failure prints and exits with.
 struct Failure {
@@ -147,13 +149,24 @@ fn oci(command: &Command, root: &Root, log: &Log, global: &Global) -> Result<u8,
 }
 
 impl Failure {
+    fn new(code: u8, error: &str, kernel_log: &[String]) -> Self {
+        Self { code, sentence: plain(error), kernel_log: kernel_log.to_vec() }
+    }
+
     fn own(sentence: String) -> Self {
-        Self { code: EXIT_FAILED, sentence, kernel_log: Vec::new() }
+        Self::new(EXIT_FAILED, &sentence, &[])
     }
 
     fn oci(error: OciError, code: u8) -> Self {
-        Self { code, sentence: error.to_string(), kernel_log: error.kernel_log().to_vec() }
+        Self::new(code, &error.to_string(), error.kernel_log())
     }
+}
+
+/// A sentence as it may be printed and logged: a guest, a registry or a file may have had its say in
+/// it, and is not to move a cursor or to fill a log.
+fn plain(sentence: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    sentence.chars().take(SENTENCE_MAX).map(plain).collect()
 }
 
 impl From<StateError> for Failure {
@@ -164,8 +177,7 @@ impl From<StateError> for Failure {
 
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
-        let kernel_log = error.kernel_log().to_vec();
-        Self { code: error.exit_code(), sentence: error.to_string(), kernel_log }
+        Self::new(error.exit_code(), &error.to_string(), error.kernel_log())
     }
 }
 
@@ -175,4 +187,16 @@ fn report(failure: Failure) -> ExitCode {
         eprintln!("  {line}");
     }
     ExitCode::from(failure.code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_s_words_move_the_cursor_or_fill_a_log() {
+        let failure = Failure::own("no \x1b[2J\n\"ä\"".to_owned());
+        assert_eq!(failure.sentence, "no  [2J \"ä\"");
+        assert_eq!(Failure::own("x".repeat(4 << 20)).sentence.len(), SENTENCE_MAX);
+    }
 }

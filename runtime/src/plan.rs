@@ -9,7 +9,7 @@ use bulkhead_protocol::rpc::agent::{
 use bulkhead_vmm::spec::{Share, VmSpec};
 
 use crate::facts::Facts;
-use crate::request::{Request, Ulimit};
+use crate::request::{Request, Ulimit, limits};
 
 /// Name of the share that is the container's root.
 const ROOT_SHARE: &str = "rootfs";
@@ -59,6 +59,7 @@ pub fn vm(
         shares: std::iter::once(root).chain(volumes).collect(),
         nets: Vec::new(),
         net_places: 0,
+        limits: limits::or(request.limits, facts.limits),
         terminal: request.tty,
         console: request.console,
         report_fd: None,
@@ -191,6 +192,7 @@ mod tests {
             agent: "/lib/bulkhead-agent".into(),
             kernel: "/lib/vmlinux".into(),
             window: None,
+            limits: Default::default(),
             passed_on: vec![("LANG".to_owned(), "C".to_owned())],
         }
     }

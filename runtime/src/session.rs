@@ -29,6 +29,9 @@ use bulkhead_vmm::signals::Signals;
 
 /// How long a container has to end once it was asked to, before asking again ends the VM.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a guest may take to boot and to make the container: far longer than the slowest that was
+/// seen.
+const START_MAX: Duration = Duration::from_secs(240);
 /// How long a VMM may outlive the connection to its agent before the container runs.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
@@ -78,7 +81,8 @@ pub struct Session<'a> {
     stop_signal: i32,
     /// When the first signal was passed on that containers end at.
     asked_to_end: Option<Instant>,
-    /// When a VM is ended that lost its agent before the container ran, and to what.
+    /// When a VM is ended that has not got its container to run, or lost its agent before, and what is
+    /// said then.
     farewell: Option<(Instant, AgentError)>,
 }
 
@@ -113,7 +117,7 @@ impl<'a> Session<'a> {
             cause: None,
             stop_signal: libc::SIGTERM,
             asked_to_end: None,
-            farewell: None,
+            farewell: Some((Instant::now() + START_MAX, AgentError::Silent)),
         }
     }
 
@@ -199,6 +203,7 @@ impl<'a> Session<'a> {
                 debug_assert_eq!(self.phase, Phase::Creating);
                 self.timeline.mark("start_confirmed");
                 self.phase = Phase::Running;
+                self.farewell = None;
                 self.resize();
             }
             Event::StartFailed(failure) => self.end(Cause::StartFailed(failure)),
@@ -247,7 +252,7 @@ impl<'a> Session<'a> {
             AgentError::Create(_) | AgentError::Nonsense(_) => Duration::ZERO,
             _ => FAREWELL_MAX,
         };
-        self.farewell.get_or_insert((Instant::now() + patience, error));
+        self.farewell = Some((Instant::now() + patience, error));
     }
 
     fn end_if_overdue(&mut self) {

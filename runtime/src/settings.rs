@@ -9,28 +9,46 @@
 //! isolation = "vm"                # the wall a container gets if nobody asks for another
 //! weakest = "process"             # the weakest wall that can be asked for
 //! annotations = ["isolation"]     # what a bundle may ask for by annotations dev.bulkhead.NAME
+//! limits = ["fs-bytes=100m"]      # on what a guest asks of its devices, as `run --limit` has them
 //! ```
 //!
-//! | built-in profile | isolation | weakest | annotations |
-//! |---|---|---|---|
-//! | trusted | vm | process | isolation, profile |
-//! | tenant (the default) | vm | process, from the command line only | none |
-//! | hostile | vm | vm | none |
+//! | built-in profile | isolation | weakest | annotations | limits |
+//! |---|---|---|---|---|
+//! | trusted | vm | process | isolation, profile | none |
+//! | tenant (the default) | vm | process, from the command line only | none | none |
+//! | hostile | vm | vm | none | [`HOSTILE_LIMITS`] |
 //!
 //! Whatever the profile, a bundle may ask for a stronger wall than it would get, never for a weaker
-//! one that is not allowed.
+//! one that is not allowed. Of two profiles' limits the lower ones hold.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_vmm::spec::Limits;
 use serde::Deserialize;
+
+use crate::request::limits::{self, LimitError};
 
 /// Where it is.
 const FILE: &str = "/etc/bulkhead/config.toml";
 /// Names another file.
 const VARIABLE: &str = "BULKHEAD_CONFIG";
+/// More than an honest container on its own gets through on most hosts, and less than what keeps one
+/// from others.
+const HOSTILE_LIMITS: [&str; 10] = [
+    "fs-bytes=512m",
+    "fs-ops=20k",
+    "vsock-bytes=128m",
+    "vsock-ops=20k",
+    "rng-bytes=1m",
+    "rng-ops=1k",
+    "net-rx-bytes=256m",
+    "net-rx-ops=100k",
+    "net-tx-bytes=256m",
+    "net-tx-ops=100k",
+];
 /// What annotations of ours begin with.
 const PREFIX: &str = "dev.bulkhead.";
 const ISOLATION: &str = "isolation";
@@ -55,6 +73,13 @@ pub enum SettingsError {
     },
     #[error("there is no profile named {0:?}; the built-in ones are trusted, tenant and hostile")]
     Profile(String),
+    #[error("limits of profile {profile}: {source}")]
+    Limit {
+        /// The profile.
+        profile: String,
+        /// Which one.
+        source: LimitError,
+    },
     #[error("{0:?} is no isolation; give vm or process")]
     Isolation(String),
     #[error("profile {profile} allows no isolation weaker than vm; process was asked for")]
@@ -106,6 +131,8 @@ struct Profile {
     /// Names of annotations, without the prefix.
     #[serde(default)]
     annotations: Vec<String>,
+    #[serde(default)]
+    limits: Vec<String>,
 }
 
 fn vm() -> Isolation {
@@ -149,14 +176,33 @@ impl Settings {
         if let Some(profile) = self.profiles.get(name) {
             return Ok(profile.clone());
         }
-        let (weakest, annotations): (_, &[&str]) = match name {
-            "trusted" => (Isolation::Process, &[ISOLATION, PROFILE]),
-            "tenant" => (Isolation::Process, &[]),
-            "hostile" => (Isolation::Vm, &[]),
+        let (weakest, annotations, limits): (_, &[&str], &[&str]) = match name {
+            "trusted" => (Isolation::Process, &[ISOLATION, PROFILE], &[]),
+            "tenant" => (Isolation::Process, &[], &[]),
+            "hostile" => (Isolation::Vm, &[], &HOSTILE_LIMITS),
             other => return Err(SettingsError::Profile(other.to_owned())),
         };
-        let annotations = annotations.iter().map(|&name| name.to_owned()).collect();
-        Ok(Profile { isolation: Isolation::Vm, weakest, annotations })
+        let [annotations, limits] =
+            [annotations, limits].map(|texts| texts.iter().map(|&text| text.to_owned()).collect());
+        Ok(Profile { isolation: Isolation::Vm, weakest, annotations, limits })
+    }
+
+    /// The profile of whoever asks for none.
+    fn usual(&self) -> &str {
+        self.profile.as_deref().unwrap_or("tenant")
+    }
+
+    /// The limits for a container: the profile's, and those of one that an annotation names.
+    pub fn limits(&self, annotations: &BTreeMap<String, String>) -> Result<Limits, SettingsError> {
+        let of = |name: &str| {
+            let limits = limits::of(&self.profile(name)?.limits);
+            limits.map_err(|source| SettingsError::Limit { profile: name.to_owned(), source })
+        };
+        let usual = of(self.usual())?;
+        match annotations.get(&format!("{PREFIX}{PROFILE}")) {
+            Some(other) => Ok(limits::lower(usual, of(other)?)),
+            None => Ok(usual),
+        }
     }
 
     /// The wall for a container: as `asked` for on the command line, which is the administrator's,
@@ -167,7 +213,7 @@ impl Settings {
         annotations: &BTreeMap<String, String>,
     ) -> Result<Isolation, SettingsError> {
         let annotation = |name: &str| annotations.get(&format!("{PREFIX}{name}"));
-        let mut name = self.profile.as_deref().unwrap_or("tenant");
+        let mut name = self.usual();
         let mut profile = self.profile(name)?;
         if let Some(other) = annotation(PROFILE) {
             let wanted = self.profile(other)?;
@@ -241,6 +287,29 @@ mod tests {
         assert_eq!(choose(trusted, None, &[("isolation", "process")]), Ok(Isolation::Process));
         let asked = choose(trusted, Some(Isolation::Vm), &[("isolation", "process")]);
         assert_eq!(asked, Ok(Isolation::Vm), "the command line wins");
+    }
+
+    #[test]
+    fn limits_are_the_profile_s_and_an_annotation_only_lowers_them() {
+        let text = "profile = 'p'\n[profiles.p]\nlimits = ['rng-ops=10', 'fs-ops=30k']";
+        let settings = Settings::parse(text).unwrap();
+        let annotated =
+            |name: &str| BTreeMap::from([(format!("{PREFIX}{PROFILE}"), name.to_owned())]);
+        let rate = |rate: Option<bulkhead_vmm::spec::Rate>| rate.map(|rate| rate.per_second.get());
+        for (annotations, rng, fs, net) in [
+            (BTreeMap::new(), 10, 30 << 10, None),
+            (annotated("trusted"), 10, 30 << 10, None),
+            (annotated("hostile"), 10, 20 << 10, Some(100 << 10)),
+        ] {
+            let limits = settings.limits(&annotations).unwrap();
+            assert_eq!(rate(limits.rng.operations), Some(rng));
+            assert_eq!(rate(limits.fs.operations), Some(fs));
+            assert_eq!(rate(limits.net_tx.operations), net);
+        }
+        assert_eq!(Settings::default().limits(&BTreeMap::new()).unwrap(), Limits::default());
+        let bad = Settings::parse("profile = 'p'\n[profiles.p]\nlimits = ['fs=1']").unwrap();
+        let error = bad.limits(&BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.contains("profile p") && error.contains("fs-bytes"), "{error}");
     }
 
     #[test]

@@ -243,6 +243,7 @@ mod tests {
             shares: Vec::new(),
             nets: Vec::new(),
             net_places: 0,
+            limits: Default::default(),
             terminal: false,
             console: false,
             report_fd: None,

@@ -9,6 +9,7 @@ mod images;
 mod jail;
 mod late_network;
 mod lifecycle;
+mod limits;
 mod network;
 mod oci_config;
 mod overlay;

@@ -1,7 +1,7 @@
 //! From a [`VmSpec`] to a running VM to how it ended.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use bulkhead_devices::GuestMemory;
 use bulkhead_devices::fs::FsDevice;
+use bulkhead_devices::rate_limiter::Lossy;
 use bulkhead_devices::rng::Rng;
 use bulkhead_devices::serial::Serial;
 use bulkhead_devices::virtio::VirtioDevice;
@@ -33,7 +34,7 @@ use crate::memory::{self, MemoryError};
 use crate::net::{self, Place, Places};
 use crate::saved::{Saved, Template};
 use crate::snapshot::SnapshotError;
-use crate::spec::{SpecError, VmSpec};
+use crate::spec::{CONSOLE_RATE, SpecError, VmSpec};
 use crate::timeline::Timeline;
 use crate::vcpu::{self, ExitCounter, Exits, Gate, Vcpu, VcpuError};
 use crate::vm::{Vm, VmError};
@@ -123,10 +124,7 @@ impl Machine {
             HostEvents::of(spec).map_err(device_error("host events"))?.unzip();
         let path = jail.socket(&spec.vsock);
         let vsock = vsock(spec, path, ready, guest_end, &ending, timeline)?;
-        wiring.add(Box::new(FsDevice::new(FS_TAG, fs_socket)))?;
-        wiring.add(Box::new(vsock))?;
-        wiring.add(Box::new(Rng::new()))?;
-        wiring.add_nets(spec)?;
+        wiring.add_all(spec, FsDevice::new(FS_TAG, fs_socket), vsock)?;
         let Wiring { mut events, mmio, places, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
         host_events.map(|host| events.add_subscriber(Arc::new(Mutex::new(host))));
@@ -134,7 +132,7 @@ impl Machine {
 
         let bus = Bus {
             mmio,
-            serial: spec.console.then(|| serial(&vm)).transpose()?,
+            serial: spec.console.then(|| serial(spec, &vm)).transpose()?,
             boot_mark: Some(Mutex::new(marks.port())),
         };
         let vcpus = match &saved {
@@ -214,13 +212,23 @@ impl<'a> Wiring<'a> {
         Ok(Self { vm, memory, events, mmio: Vec::new(), places: Vec::new() })
     }
 
+    /// All of them, held to the spec's limits, in the order in which the guest finds them.
+    fn add_all(&mut self, spec: &VmSpec, fs: FsDevice, vsock: Vsock) -> Result<(), MachineError> {
+        let failed = |device| move |source| MachineError::Device { device, source };
+        let limits = &spec.limits;
+        self.add(Box::new(fs.limited(&limits.fs).map_err(failed("fs"))?))?;
+        self.add(Box::new(vsock.limited(&limits.vsock).map_err(failed("vsock"))?))?;
+        self.add(Box::new(Rng::limited(&limits.rng).map_err(failed("rng"))?))?;
+        self.add_nets(spec)
+    }
+
     fn add_nets(&mut self, spec: &VmSpec) -> Result<(), MachineError> {
         let failed = |source| MachineError::Device { device: "net", source };
         for net in &spec.nets {
-            self.add(net::device(net).map_err(failed)?)?;
+            self.add(net::device(net, &spec.limits).map_err(failed)?)?;
         }
         for _ in 0..spec.net_places {
-            let place = self.add(net::place().map_err(failed)?)?;
+            let place = self.add(net::place(&spec.limits).map_err(failed)?)?;
             self.places.push(place);
         }
         Ok(())
@@ -252,10 +260,10 @@ fn event_fd() -> io::Result<EventFd> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
 }
 
-fn serial(vm: &Vm) -> Result<Mutex<Serial>, MachineError> {
+fn serial(spec: &VmSpec, vm: &Vm) -> Result<Mutex<Serial>, MachineError> {
     let line = vm.interrupt(layout::SERIAL_GSI)?;
-    let out: Box<dyn Write + Send> = Box::new(io::stderr());
-    Ok(Mutex::new(Serial::new(out, line)))
+    let out = Lossy::new(io::stderr(), spec.limits.console.unwrap_or(CONSOLE_RATE));
+    Ok(Mutex::new(Serial::new(Box::new(out), line)))
 }
 
 fn vsock(

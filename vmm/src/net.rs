@@ -6,16 +6,15 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_devices::net::{Net, NetConfig, Occupied, Tap};
-use bulkhead_devices::rate_limiter::RateLimits;
 use bulkhead_devices::virtio::VirtioDevice;
 use bulkhead_devices::virtio::mmio::Transport;
 use event_manager::{SubscriberId, SubscriberOps};
 
 use crate::machine::Loop;
-use crate::spec::NetSpec;
+use crate::spec::{Limits, NetSpec};
 
 /// The device of `spec`, whose tap it takes over.
-pub fn device(spec: &NetSpec) -> io::Result<Box<dyn VirtioDevice>> {
+pub fn device(spec: &NetSpec, limits: &Limits) -> io::Result<Box<dyn VirtioDevice>> {
     let tap = spec.tap_fd.map(|fd| {
         // SAFETY: the spec says that this descriptor was inherited for this use alone.
         Tap::new(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -24,15 +23,15 @@ pub fn device(spec: &NetSpec) -> io::Result<Box<dyn VirtioDevice>> {
         mac: spec.mac,
         mtu: spec.mtu,
         tap: tap.transpose()?,
-        rx_limits: spec.rx_limits,
-        tx_limits: spec.tx_limits,
+        rx_limits: limits.net_rx,
+        tx_limits: limits.net_tx,
     };
     Ok(Box::new(Net::new(config)?))
 }
 
 /// A device that will be an interface once one is plugged in.
-pub fn place() -> io::Result<Box<dyn VirtioDevice>> {
-    Ok(Box::new(Net::place(RateLimits::default(), RateLimits::default())?))
+pub fn place(limits: &Limits) -> io::Result<Box<dyn VirtioDevice>> {
+    Ok(Box::new(Net::place(limits.net_rx, limits.net_tx)?))
 }
 
 /// Where a device is: in the guest's memory map, and in the event loop.

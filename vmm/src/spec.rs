@@ -3,9 +3,10 @@
 //! Built in one place (the runtime's plan) and only read after that. It travels to `bulkhead-vmm`
 //! as JSON on an inherited file descriptor (`--spec-fd N`).
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
-use bulkhead_devices::rate_limiter::RateLimits;
+pub use bulkhead_devices::rate_limiter::{Rate, RateLimits};
 use serde::{Deserialize, Serialize};
 
 /// Everything a VM is. The default is no VM, only a start for one.
@@ -46,6 +47,9 @@ pub struct VmSpec {
     /// ([`crate::control::Request::Plug`]).
     #[serde(default)]
     pub net_places: u8,
+    /// Limits on what the guest asks of its devices.
+    #[serde(default)]
+    pub limits: Limits,
     /// The container has a terminal: stdin and stdout are its two directions, stderr is unused.
     #[serde(default)]
     pub terminal: bool,
@@ -122,13 +126,31 @@ pub struct NetSpec {
     /// The most bytes of a frame's payload, [`MTU_MIN`] or more; the driver's default if not given.
     #[serde(default)]
     pub mtu: Option<u16>,
-    /// Limits on frames to the guest.
-    #[serde(default)]
-    pub rx_limits: RateLimits,
-    /// Limits on frames from the guest.
-    #[serde(default)]
-    pub tx_limits: RateLimits,
 }
+
+/// How much a guest may ask of its devices in a second; nothing is limited by default but the console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Requests to the file server; the bytes of them and of the room for their replies.
+    pub fs: RateLimits,
+    /// vsock packets from the guest: its output, and answers of its agent.
+    pub vsock: RateLimits,
+    /// Requests for random bytes.
+    pub rng: RateLimits,
+    /// Frames to the guest, of each interface.
+    pub net_rx: RateLimits,
+    /// Frames from the guest, of each interface.
+    pub net_tx: RateLimits,
+    /// Bytes of the serial console; [`CONSOLE_RATE`] by default. What comes faster is lost.
+    pub console: Option<Rate>,
+}
+
+/// 64 KiB a second, and a MiB at once: many times what a kernel says in its life.
+pub const CONSOLE_RATE: Rate = Rate {
+    per_second: NonZeroU64::new(64 << 10).unwrap(),
+    burst: NonZeroU64::new(1 << 20).unwrap(),
+};
 
 /// The most network interfaces of a VM: they share [`crate::layout::GSI_LAST`]'s interrupt lines
 /// with the other devices.

@@ -26,6 +26,7 @@ mod tests;
 mod transfer;
 mod wire;
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use event_manager::{EventOps, EventSet, Events};
@@ -35,6 +36,7 @@ use virtio_queue::{Queue, QueueT};
 
 use self::channel::Channel;
 use crate::GuestMemory;
+use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::virtio::buffers;
 use crate::virtio::device::read_config;
 use crate::virtio::mmio::EVENT_IDX;
@@ -57,6 +59,7 @@ pub struct FsDevice {
     config: [u8; CONFIG_LEN],
     channel: Channel,
     active: Option<Active>,
+    limiter: RateLimiter,
     /// Whether the event loop tells when the socket can be written to.
     watching_out: bool,
 }
@@ -72,7 +75,14 @@ impl FsDevice {
         config[TAG_LEN..].copy_from_slice(&1u32.to_le_bytes());
         let in_flight_max = QUEUE_SIZES.iter().map(|size| usize::from(*size)).sum();
         let channel = Channel::new(socket, in_flight_max);
-        Self { config, channel, active: None, watching_out: false }
+        let limiter = RateLimiter::default();
+        Self { config, channel, active: None, limiter, watching_out: false }
+    }
+
+    /// Passes no more on than `limits`: requests, and the bytes of them and of the room they offer for
+    /// replies. Fails if their timer cannot be made.
+    pub fn limited(self, limits: &RateLimits) -> io::Result<Self> {
+        Ok(Self { limiter: RateLimiter::new(limits)?, ..self })
     }
 
     /// Takes requests from every queue while the socket takes them, and signals the driver.
@@ -80,7 +90,7 @@ impl FsDevice {
         if let Some(active) = &mut self.active {
             for index in 0..active.queues.len() {
                 // An error is a ring the driver has corrupted: it goes quiet until reset.
-                let _ = take_requests(active, &mut self.channel, index);
+                let _ = take_requests(active, &mut self.channel, &mut self.limiter, index);
             }
             signal(active, &mut self.channel);
         }
@@ -105,8 +115,9 @@ impl FsDevice {
     }
 }
 
-/// Event data of the socket.
+/// Event data of the socket, and of the limiter's timer.
 const SOCKET: u32 = 0;
+const TIMER: u32 = 1;
 
 impl VirtioDevice for FsDevice {
     fn name(&self) -> &'static str {
@@ -156,6 +167,7 @@ impl VirtioDevice for FsDevice {
         let socket = self.channel.socket();
         let added = ops.add(Events::with_data(socket, SOCKET, EventSet::IN));
         debug_assert!(added.is_ok(), "fd {} can be watched: {added:?}", socket.as_raw_fd());
+        self.limiter.register(ops, TIMER);
     }
 
     fn queue_notified(&mut self, _index: usize, ops: &mut EventOps) {
@@ -175,28 +187,28 @@ impl VirtioDevice for FsDevice {
 fn take_requests(
     active: &mut Active,
     channel: &mut Channel,
+    limiter: &mut RateLimiter,
     index: usize,
 ) -> Result<(), virtio_queue::Error> {
     let memory = &*active.memory;
     let queue: &mut Queue = &mut active.queues[index];
-    let mut taken = 0;
-    loop {
-        while taken < BATCH_MAX
-            && !channel.is_blocked()
-            && let Some(chain) = buffers::pop(queue, memory)?
-        {
-            let mut request = channel.spare_request();
-            let checked = request.take(memory, chain, queue.size(), index);
-            channel.submit(memory, request, checked);
-            taken += 1;
+    for _ in 0..BATCH_MAX {
+        // The socket or the timer calls again.
+        if channel.is_blocked() || !limiter.ready() {
+            return Ok(());
         }
-        if taken == BATCH_MAX || channel.is_blocked() || !queue.enable_notification(memory)? {
-            break;
+        match buffers::pop(queue, memory)? {
+            Some(chain) => {
+                let mut request = channel.spare_request();
+                let checked = request.take(memory, chain, queue.size(), index);
+                limiter.charge(request.header.len() as usize + request.writable_len);
+                channel.submit(memory, request, checked);
+            }
+            None if queue.enable_notification(memory)? => {}
+            None => return Ok(()),
         }
     }
-    if taken == BATCH_MAX {
-        active.notify_again(index);
-    }
+    active.notify_again(index);
     Ok(())
 }
 

@@ -1,15 +1,17 @@
 //! The device between a mock driver and a worker that the test plays itself.
 
 use std::io::{ErrorKind, Read, Write};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::rate_limiter::Rate;
 use crate::testing::{Driver, FREE_MEMORY, Used};
 
 const HIPRIO: usize = 0;
@@ -131,6 +133,39 @@ fn a_request_goes_out_and_its_reply_comes_back() {
     assert_eq!(used.bytes[..16], reply(120, 0, 77, &[]), "the guest sees its own");
     assert_eq!(used.bytes[16..], [7; 104]);
     assert_eq!(driver.interrupts.count(), 1);
+}
+
+/// Requests wait in the queue, where they cost nothing; the room for replies counts, too.
+#[test]
+fn limits_hold_requests_back_and_let_them_go() {
+    let rate = |per_second, burst| {
+        let [per_second, burst] = [per_second, burst].map(|n| NonZeroU64::new(n).unwrap());
+        Some(Rate { per_second, burst })
+    };
+    let by_requests = RateLimits { operations: rate(100, 3), bytes: None };
+    let by_bytes = RateLimits { operations: None, bytes: rate(60_000, 1) };
+    for limits in [by_requests, by_bytes] {
+        let (near, far) = UnixStream::pair().unwrap();
+        let device = FsDevice::new("bulkhead", OwnedFd::from(near)).limited(&limits).unwrap();
+        let (mut driver, mut worker) = (Driver::start(Box::new(device)), Worker(far));
+        let answers = thread::spawn(move || {
+            for _ in 0..10 {
+                let asked = worker.read();
+                worker.answer(asked.unique, &[1; 544]);
+            }
+            worker
+        });
+        let start = Instant::now();
+        for unique in 0..10 {
+            post(&mut driver, READ, unique, &[], &[16, 544]);
+        }
+        for _ in 0..10 {
+            assert_eq!(driver.wait_used(REQUESTS).len, 560);
+        }
+        // Seven of 10 ms; nine of 600 bytes, 10 ms each.
+        assert!(start.elapsed() >= Duration::from_millis(65), "{:?}", start.elapsed());
+        assert!(answers.join().unwrap().nothing_to_read());
+    }
 }
 
 #[test]

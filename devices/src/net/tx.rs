@@ -47,18 +47,15 @@ pub(super) fn send(
             }
         };
         let head = chain.head_index();
-        if let (Some(tap), Ok(frame)) = (tap, Buffers::readable(memory, chain, queue.size().into()))
-        {
-            let len = frame.len();
-            match send_frame(tap, frame, features) {
-                Sent::Done => limiter.charge(len),
-                unsent => {
-                    queue.go_to_previous_position();
-                    let gone = matches!(unsent, Sent::Gone);
-                    return Ok(if gone { Turn::Gone } else { Turn::Blocked });
-                }
-            }
+        let frame = Buffers::readable(memory, chain, queue.size().into()).unwrap_or_default();
+        let len = frame.len();
+        let sent = tap.map_or(Sent::Done, |tap| send_frame(tap, frame, features));
+        if !matches!(sent, Sent::Done) {
+            queue.go_to_previous_position();
+            let gone = matches!(sent, Sent::Gone);
+            return Ok(if gone { Turn::Gone } else { Turn::Blocked });
         }
+        limiter.charge(len);
         queue.add_used(memory, head, 0)?;
     }
     Ok(Turn::Unfinished)

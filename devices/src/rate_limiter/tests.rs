@@ -75,3 +75,13 @@ fn the_greatest_numbers_do_not_overflow() {
     slow.take(u64::MAX);
     assert!(slow.wait(Instant::now()) > Duration::from_secs(1 << 32));
 }
+
+#[test]
+fn a_lossy_writer_takes_everything_and_passes_on_its_rate() {
+    let mut out = Lossy::new(Vec::new(), rate(1, 10));
+    for _ in 0..100 {
+        out.write_all(b"abcd").unwrap();
+    }
+    // Up to the last write's debt, and one token of a second that may have passed.
+    assert!((10..=16).contains(&out.to.len()), "{}", out.to.len());
+}

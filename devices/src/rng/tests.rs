@@ -1,4 +1,8 @@
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant};
+
 use super::*;
+use crate::rate_limiter::Rate;
 use crate::testing::{Driver, FREE_MEMORY, raw_descriptor};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -124,4 +128,22 @@ fn a_corrupt_ring_silences_the_device_until_reset() {
     driver.kick(0);
     driver.run();
     assert_eq!(driver.queue(0).take_used(), None);
+}
+
+#[test]
+fn limits_hold_requests_back_and_let_them_go() {
+    let number = |value| NonZeroU64::new(value).unwrap();
+    let bytes = Some(Rate { per_second: number(6400), burst: number(128) });
+    let limits = RateLimits { bytes, ..RateLimits::default() };
+    let mut driver = Driver::start(Box::new(Rng::limited(&limits).unwrap()));
+    let start = Instant::now();
+    for _ in 0..10 {
+        driver.queue(0).post(&[], &[64]);
+    }
+    driver.kick(0);
+    for _ in 0..10 {
+        assert_eq!(driver.wait_used(0).len, 64);
+    }
+    // Two at once and another on credit; seven of 64 bytes follow, the last as soon as there is one.
+    assert!(start.elapsed() >= Duration::from_millis(60), "{:?}", start.elapsed());
 }

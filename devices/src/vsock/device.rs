@@ -20,6 +20,7 @@ use super::muxer::Muxer;
 use super::packet::Header;
 use super::rx::RxQueue;
 use crate::GuestMemory;
+use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::virtio::buffers::{Buffers, pop};
 use crate::virtio::device::read_config;
 use crate::virtio::mmio::EVENT_IDX;
@@ -43,6 +44,7 @@ const DATA_READY: u32 = 0;
 const DATA_LISTENER: u32 = 1;
 const DATA_WAKE: u32 = 2;
 const DATA_TIMER: u32 = 3;
+const DATA_LIMITER: u32 = 4;
 const DATA_CONNECTIONS: u32 = 16;
 
 /// What a vsock device is made of.
@@ -73,6 +75,8 @@ pub struct Vsock {
     timer: Option<OwnedFd>,
     ticking: bool,
     muxer: Muxer,
+    /// Of packets from the guest; what goes to the guest is the host's to limit.
+    limiter: RateLimiter,
     active: Option<Active>,
     /// The guest is to be told to drop all connections.
     reset_event: bool,
@@ -93,9 +97,16 @@ impl Vsock {
             timer: None,
             ticking: false,
             muxer: Muxer::new(cid, path, host_ports, on_first_output, DATA_CONNECTIONS),
+            limiter: RateLimiter::default(),
             active: None,
             reset_event: false,
         })
+    }
+
+    /// Takes no more from the guest than `limits`: packets, and their bytes. Fails if their timer
+    /// cannot be made.
+    pub fn limited(self, limits: &RateLimits) -> io::Result<Self> {
+        Ok(Self { limiter: RateLimiter::new(limits)?, ..self })
     }
 
     /// Drops all connections and has the guest do the same: for a guest that was restored from a
@@ -127,7 +138,8 @@ impl Vsock {
         loop {
             self.accept(ops);
             if let Some(active) = &mut self.active {
-                let mut turn = Turn { muxer: &mut self.muxer, active, ops };
+                let (muxer, limiter) = (&mut self.muxer, &mut self.limiter);
+                let mut turn = Turn { muxer, limiter, active, ops };
                 // An error is a ring the driver has corrupted: it goes quiet until reset.
                 let _ = turn.packets();
                 let _ = turn.event(&mut self.reset_event);
@@ -235,6 +247,7 @@ impl VirtioDevice for Vsock {
             let added = ops.add(Events::with_data(eventfd, data, edges));
             debug_assert!(added.is_ok(), "an eventfd can be watched: {added:?}");
         }
+        self.limiter.register(ops, DATA_LIMITER);
     }
 
     fn queue_notified(&mut self, _index: usize, ops: &mut EventOps) {
@@ -255,6 +268,7 @@ impl VirtioDevice for Vsock {
                 self.ticking = false;
                 self.muxer.tick(ops);
             }
+            DATA_LIMITER => {}
             data => self.muxer.host_ready(data, events.event_set(), ops),
         }
         self.turn(ops);
@@ -275,6 +289,7 @@ fn quieten(queue: &Queue, memory: &GuestMemory) {
 /// The moving of packets, once.
 struct Turn<'a, 'o> {
     muxer: &'a mut Muxer,
+    limiter: &'a mut RateLimiter,
     active: &'a mut Active,
     ops: &'a mut EventOps<'o>,
 }
@@ -302,31 +317,29 @@ impl Turn<'_, '_> {
         let memory = &*self.active.memory;
         let queue = &mut self.active.queues[TX];
         let size = queue.size().into();
-        let mut taken = 0;
-        loop {
-            while taken < TURN_PACKETS_MAX
-                && self.muxer.takes_packets()
-                && let Some(chain) = pop(queue, memory)?
-            {
-                taken += 1;
-                let head = chain.head_index();
-                // A chain that holds no packet goes back like one that does.
-                if let Ok(mut payload) = Buffers::readable(memory, chain, size) {
-                    let mut header = [0; Header::LEN];
-                    if payload.read(&mut header) == Header::LEN {
-                        self.muxer.packet(&Header::from_bytes(&header), payload, self.ops);
-                    }
+        for _ in 0..TURN_PACKETS_MAX {
+            // Room for answers is made by `fill`; the limiter's timer calls again.
+            if !self.muxer.takes_packets() || !self.limiter.ready() {
+                return Ok(());
+            }
+            let Some(chain) = pop(queue, memory)? else {
+                match queue.enable_notification(memory)? {
+                    true => continue,
+                    false => return Ok(()),
                 }
-                queue.add_used(memory, head, 0)?;
+            };
+            let head = chain.head_index();
+            // A chain that holds no packet goes back like one that does.
+            let mut payload = Buffers::readable(memory, chain, size).unwrap_or_default();
+            self.limiter.charge(payload.len());
+            let mut header = [0; Header::LEN];
+            if payload.read(&mut header) == Header::LEN {
+                self.muxer.packet(&Header::from_bytes(&header), payload, self.ops);
             }
-            if taken == TURN_PACKETS_MAX {
-                self.active.notify_again(TX);
-                return Ok(());
-            }
-            if !self.muxer.takes_packets() || !queue.enable_notification(memory)? {
-                return Ok(());
-            }
+            queue.add_used(memory, head, 0)?;
         }
+        self.active.notify_again(TX);
+        Ok(())
     }
 
     /// Fills the guest's receive buffers.

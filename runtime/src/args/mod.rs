@@ -113,6 +113,9 @@ pub struct RunArgs {
     /// Limit a resource, e.g. nofile=1024:4096
     #[arg(long, value_name = "TYPE=SOFT[:HARD]")]
     pub ulimit: Vec<String>,
+    /// Limit what the guest asks of a device in a second, e.g. fs-bytes=100m or net-tx-ops=1000:5000
+    #[arg(long, value_name = "NAME=RATE[:BURST]")]
+    pub limit: Vec<String>,
     /// The container's network: that of a network namespace, which it takes over, or none
     #[arg(long, value_name = "none|netns:PATH", default_value = "none")]
     pub network: String,

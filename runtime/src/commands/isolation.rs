@@ -38,9 +38,7 @@ fn wall(args: &BundleArgs, global: &Global) -> Result<Isolation, OciError> {
 }
 
 fn annotations(args: &BundleArgs) -> Result<BTreeMap<String, String>, BundleError> {
-    let bundle = Bundle::load(args.bundle.as_deref().unwrap_or(Path::new(".")))?;
-    let annotations = bundle.spec.annotations().iter().flatten();
-    Ok(annotations.map(|(name, value)| (name.clone(), value.clone())).collect())
+    Ok(Bundle::load(args.bundle.as_deref().unwrap_or(Path::new(".")))?.annotations())
 }
 
 /// The container a verb is about.

@@ -42,7 +42,8 @@ pub fn run(args: &KillArgs, root: &Root) -> Result<(), OciError> {
         return signal.map_or(Ok(()), |signal| Ok(container.signal_vmm(signal)?));
     }
     match send(&container, signal, args.all, PATIENCE) {
-        // It ended while it was asked: of this, perhaps.
+        // It ended while it was asked, or is about to: of this, perhaps.
+        Err(AgentError::Closed) if container.wait(END_MAX) => Ok(()),
         Err(_) if !container.status().can_kill() => Ok(()),
         sent => Ok(sent?),
     }

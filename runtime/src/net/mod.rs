@@ -213,8 +213,6 @@ impl Network {
             tap_fd: Some(tap.as_raw_fd()),
             mac: nic.mac,
             mtu: u16::try_from(nic.mtu).ok(),
-            rx_limits: Default::default(),
-            tx_limits: Default::default(),
         });
         self.taps.push(tap);
     }

@@ -7,6 +7,7 @@ mod check;
 mod points;
 mod sources;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -122,6 +123,12 @@ impl Bundle {
         let mounts = spec.mounts().iter().flatten();
         let sources = mounts.map(|mount| Source::of(mount, &dir)).collect::<Result<_, _>>()?;
         Ok(Self { dir, spec, rootfs, sources })
+    }
+
+    /// What its maker says about it, by name.
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        let annotations = self.spec.annotations().iter().flatten();
+        annotations.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
     /// The root file system is to be read-only.

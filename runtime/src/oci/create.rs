@@ -38,6 +38,7 @@ use crate::client::Client;
 use crate::facts;
 use crate::launch;
 use crate::net::{self, NetError};
+use crate::settings::{Settings, SettingsError};
 use crate::state::{Root, StateError, VmDir};
 use crate::terminal;
 use crate::verdict::{self, VerdictError};
@@ -81,6 +82,8 @@ pub enum CreateError {
     NoNetwork,
     #[error(transparent)]
     Hook(#[from] HookError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     #[error(transparent)]
     Agent(#[from] AgentError),
     #[error("{}", .0.message)]
@@ -140,7 +143,8 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     };
     let spec = ContainerSpec { network: Some(network.spec).into(), ..spec };
     let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
-    let vm = VmSpec { nets: network.nets, ..vm };
+    let limits = Settings::load()?.limits(&bundle.annotations())?;
+    let vm = VmSpec { nets: network.nets, limits, ..vm };
     // In our own cgroup, and for the next container too: whatever comes of this one.
     let template = launch::template(&vm, &vmm, root, wanted.cold);
     let console = console(wanted, &spec)?;

@@ -1,6 +1,7 @@
 //! What `bulkhead run` was asked for, checked as far as text alone can tell.
 
 mod capabilities;
+pub mod limits;
 mod memory;
 mod names;
 mod ulimit;
@@ -8,7 +9,7 @@ mod volume;
 
 use std::path::PathBuf;
 
-use bulkhead_vmm::spec::{Confinement, VCPUS_MAX};
+use bulkhead_vmm::spec::{Confinement, Limits, VCPUS_MAX};
 
 use crate::args::RunArgs;
 pub use ulimit::Ulimit;
@@ -31,6 +32,8 @@ pub enum RequestError {
     Capability(#[from] capabilities::CapabilityError),
     #[error(transparent)]
     Ulimit(#[from] ulimit::UlimitError),
+    #[error("--limit {0}")]
+    Limit(#[from] limits::LimitError),
     #[error(transparent)]
     Name(#[from] names::NameError),
     #[error("--env {0:?}: give NAME=VALUE or NAME")]
@@ -81,6 +84,8 @@ pub struct Request {
     pub user: Option<String>,
     pub capabilities: Vec<&'static str>,
     pub ulimits: Vec<Ulimit>,
+    /// Go before those of the host's profile.
+    pub limits: Limits,
     /// The network namespace whose interfaces the container takes over.
     pub network: Option<PathBuf>,
     pub tty: bool,
@@ -115,6 +120,7 @@ impl TryFrom<&RunArgs> for Request {
             user: args.user.as_deref().map(user).transpose()?,
             capabilities: capabilities::chosen(&args.cap_add, &args.cap_drop)?,
             ulimits,
+            limits: limits::of(&args.limit)?,
             network: network(&args.network)?,
             tty: args.tty,
             interactive: args.interactive,
@@ -238,6 +244,9 @@ mod tests {
             ("--hostname", "a b"),
             ("--cap-add", "CAP_FLY"),
             ("--ulimit", "nofile"),
+            ("--limit", "fs-bytes"),
+            ("--limit", "fs-bytes=0"),
+            ("--limit", "disk-bytes=1"),
             ("--network", "host"),
             ("--network", "netns:"),
         ] {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::rate_limiter::RateLimits;
 use crate::testing::Driver;
 use crate::vsock::packet::{HOST_CID, Header, Key, Op, TYPE_STREAM};
 use crate::vsock::{HostEnd, Vsock, VsockConfig};
@@ -69,6 +70,7 @@ pub struct Ends {
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub terminal: Option<(OwnedFd, OwnedFd)>,
+    pub limits: RateLimits,
     /// The device serves a guest that was restored from a snapshot.
     pub restored: bool,
 }
@@ -95,7 +97,7 @@ impl Guest {
         host_ports.extend(ends.stdout.map(|fd| (STDOUT, streams(None, Some(fd)))));
         let terminal = ends.terminal.map(|(read, write)| streams(Some(read), Some(write)));
         host_ports.extend(terminal.map(|end| (TERMINAL, end)));
-        let mut device = Vsock::new(VsockConfig {
+        let device = Vsock::new(VsockConfig {
             guest_cid: CID as u32,
             listener: UnixListener::bind(&path).unwrap(),
             path: path.clone(),
@@ -106,6 +108,7 @@ impl Guest {
             })),
         })
         .unwrap();
+        let mut device = device.limited(&ends.limits).unwrap();
         if ends.restored {
             device.transport_reset();
         }

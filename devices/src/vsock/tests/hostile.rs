@@ -1,11 +1,14 @@
 //! Guests that lie.
 
+use std::num::NonZeroU64;
 use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::*;
+use crate::rate_limiter::{Rate, RateLimits};
 use crate::testing::{FREE_MEMORY, raw_descriptor};
 use crate::vsock::packet::{Header, Key, Op, SHUTDOWN_SEND};
 
@@ -124,6 +127,24 @@ fn bytes_beyond_the_header_s_length_are_ignored() {
     let mut bytes = Vec::new();
     listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"abc");
+}
+
+#[test]
+fn limits_hold_packets_back_and_let_them_go() {
+    let [per_second, burst] = [100, 3].map(|number| NonZeroU64::new(number).unwrap());
+    let operations = Some(Rate { per_second, burst });
+    let limits = RateLimits { operations, bytes: None };
+    let mut guest = Guest::new(Ends { limits, ..Ends::default() });
+    let start = Instant::now();
+    for _ in 0..10 {
+        guest.send(KEY, Op::Data, 0);
+    }
+    for _ in 0..10 {
+        guest.expect(Op::Reset);
+    }
+    // Three at once, seven at 10 ms each.
+    assert!(start.elapsed() >= Duration::from_millis(69), "{:?}", start.elapsed());
+    guest.expect_silence();
 }
 
 #[test]
