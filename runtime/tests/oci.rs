@@ -386,7 +386,10 @@ fn a_bundle_is_run_in_one_go() {
 fn processes_and_figures_are_the_guest_s() {
     let Some(host) = Host::new() else { return };
     host.create("web", &["wait"]);
-    assert_eq!(host.call(&["ps", "--format", "json", "web"]).ok(), "[1]\n");
+    let state: serde_json::Value =
+        serde_json::from_str(&host.call(&["state", "web"]).ok()).unwrap();
+    let listed = host.call(&["ps", "--format", "json", "web"]).ok();
+    assert_eq!(listed, format!("[{}]\n", state["pid"]));
     assert!(host.call(&["ps", "web"]).ok().ends_with(" wait\n"));
     let stats: serde_json::Value =
         serde_json::from_str(&host.call(&["events", "--stats", "web"]).ok()).unwrap();

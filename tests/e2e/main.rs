@@ -15,6 +15,7 @@ mod oci_config;
 mod overlay;
 mod podman;
 mod podman_network;
+mod podman_pod;
 mod process;
 mod snapshot;
 mod stdio;

@@ -10,7 +10,7 @@ use crate::args::oci::IdArgs;
 use crate::net::Network;
 use crate::oci::container::Container;
 use crate::oci::record::Phase;
-use crate::oci::{hooks, log::Log, plan, status::State};
+use crate::oci::{hooks, log::Log, plan, pod, status::State};
 use crate::state::Root;
 
 /// How long execve(2) may take: the program is read over virtio-fs.
@@ -45,7 +45,8 @@ pub fn start(container: &mut Container, log: &Log) -> Result<(), OciError> {
 
 /// Gives the VM what an engine has put into the container's network since it was created.
 fn plug_in(container: &Container) -> Result<NetworkSpec, OciError> {
-    if plan::network(&container.config()?) != plan::Network::Own {
+    let config = container.config()?;
+    if plan::network(&config) != plan::Network::Own || pod::is_pause(&config) {
         return Ok(NetworkSpec::default());
     }
     let network = Network::of_vmm(container.record.process, plan::NET_PLACES.into())?;

@@ -109,9 +109,6 @@ impl Network {
     /// makes an empty network.
     pub fn take_over(path: &Path) -> Result<Self, NetError> {
         let enter = |source| NetError::Enter { path: path.to_owned(), source };
-        if is_vmm_s(path) {
-            return Err(NetError::OtherContainer);
-        }
         let namespace = File::open(path).map_err(enter)?;
         if is_own(&namespace).map_err(enter)? {
             return Err(NetError::Host);
@@ -144,14 +141,6 @@ impl Network {
 /// else.
 pub fn has_left(vmm: HostProcess) -> bool {
     File::open(format!("/proc/{}/ns/net", vmm.pid)).is_ok_and(|ns| !is_own(&ns).unwrap_or(true))
-}
-
-/// Whether it is the namespace of a process that is a VMM: what `podman run --network container:X`
-/// asks for. A VMM is jailed in a namespace in which there is nothing.
-fn is_vmm_s(path: &Path) -> bool {
-    let process = path.strip_prefix("/proc").ok().and_then(|path| path.iter().next());
-    let name = process.map(|process| Path::new("/proc").join(process).join("comm"));
-    name.is_some_and(|name| std::fs::read(name).is_ok_and(|name| name == b"bulkhead-vmm\n"))
 }
 
 /// Whether it is the namespace that we are in ourselves.

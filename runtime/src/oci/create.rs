@@ -29,6 +29,7 @@ use super::detached::{Detached, Surroundings};
 use super::hooks::{self, HookError};
 use super::id::ContainerId;
 use super::plan::{self, Host, Network, PlanError};
+use super::pod::{self, PodError};
 use super::record::{HostProcess, Phase, Record};
 use super::status::State;
 use crate::agent::AgentError;
@@ -76,6 +77,8 @@ pub enum CreateError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Pod(#[from] PodError),
     #[error(transparent)]
     Vmm(#[from] VmmError),
     #[error("bulkhead-vmm has not made the network that the container's hooks are to set up")]
@@ -128,6 +131,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let config = bundle.dir.join(bundle::CONFIG);
     let spec = plan::container(&bundle, wanted.id.as_str(), 0)?;
     check(wanted, &bundle, &spec, &config)?;
+    let joined = pod::join(&bundle.spec, root)?;
     let dirs = Dirs::of_this_process();
     let vmm = dirs.program(assets::VMM)?;
     let host = host(&dirs)?;
@@ -137,11 +141,12 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     fs::copy(&config, dir.path().join(CONFIG))
         .map_err(|source| CreateError::Copy { path: config, source })?;
     bundle.make_mount_points()?;
-    let network = match plan::network(&bundle.spec) {
+    let network = match joined.network {
         Network::Joined(path) => net::Network::take_over(&path)?,
         Network::Own | Network::Host => net::Network::default(),
     };
-    let spec = ContainerSpec { network: Some(network.spec).into(), ..spec };
+    let hostname = joined.hostname.unwrap_or(spec.hostname);
+    let spec = ContainerSpec { network: Some(network.spec).into(), hostname, ..spec };
     let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
     let limits = Settings::load()?.limits(&bundle.annotations())?;
     let vm = VmSpec { nets: network.nets, limits, ..vm };

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::rpc::agent::{ContainerSpec, Device, Setting};
 use bulkhead_vmm::spec::{Share, VmSpec};
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
 
 use super::bundle::Bundle;
 use ids::Ids;
@@ -78,6 +78,13 @@ pub enum PlanError {
     },
 }
 
+impl PlanError {
+    /// The namespace of this kind at `path` cannot be joined.
+    pub fn joined(kind: LinuxNamespaceType, path: &Path) -> Self {
+        Self::Joined { kind: kind.to_string(), path: path.to_owned() }
+    }
+}
+
 /// What the host adds to a bundle.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -126,10 +133,7 @@ pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSp
     let spec = &bundle.spec;
     let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
     Ok(ContainerSpec {
-        hostname: match spec.hostname().as_deref() {
-            None | Some("") => id.chars().take(HOSTNAME_BYTES).collect(),
-            Some(name) => name.to_owned(),
-        },
+        hostname: hostname(spec.hostname().as_deref(), id),
         domainname: spec.domainname().clone().unwrap_or_default(),
         root_share: ROOT_SHARE.to_owned(),
         root_readonly: bundle.readonly(),
@@ -158,6 +162,14 @@ pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSp
         gid_mappings: ids.gids,
         ..Default::default()
     })
+}
+
+/// The host name of the container `id`, for which `asked` was configured.
+pub fn hostname(asked: Option<&str>, id: &str) -> String {
+    match asked {
+        None | Some("") => id.chars().take(HOSTNAME_BYTES).collect(),
+        Some(name) => name.to_owned(),
+    }
 }
 
 fn linux(bundle: &Bundle) -> Option<&Linux> {

@@ -34,18 +34,20 @@ pub fn network(spec: &Spec) -> Network {
 
 /// Refuses what another kernel cannot give. A UTS namespace may be named: all of it that a
 /// container sees are host and domain name, which the configuration has. So may a cgroup namespace,
-/// for the cgroups inside are the guest's.
+/// for the cgroups inside are the guest's, and the IPC namespace of a pod (see `pod`).
 pub fn check(linux: Option<&Linux>) -> Result<(), PlanError> {
     let Some(linux) = linux else { return Ok(()) };
     for namespace in linux.namespaces().iter().flatten() {
         let Some(path) = namespace.path() else { continue };
         let harmless = matches!(
             namespace.typ(),
-            LinuxNamespaceType::Network | LinuxNamespaceType::Uts | LinuxNamespaceType::Cgroup
+            LinuxNamespaceType::Network
+                | LinuxNamespaceType::Uts
+                | LinuxNamespaceType::Ipc
+                | LinuxNamespaceType::Cgroup
         );
         if !harmless && !path.as_os_str().is_empty() {
-            let kind = namespace.typ().to_string();
-            return Err(PlanError::Joined { kind, path: path.clone() });
+            return Err(PlanError::joined(namespace.typ(), path));
         }
     }
     if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
