@@ -226,6 +226,8 @@ pub enum BenchKind {
     Boot,
     /// The same of one that is cloned
     Clone,
+    /// An engine's verbs: create and start, exec to its first output, delete
+    Exec,
     /// Memory of many at once, and the last start beside the first
     Density,
     /// Files: written, read, made, removed

@@ -1,6 +1,7 @@
-//! The stopwatch: from the exec of a command to the first byte it writes, sides in turn.
+//! The stopwatch: from the exec of a command to its greeting, sides in turn.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::BenchError;
-use super::side::Side;
+use super::side::{GREETING, Side};
 use super::stats::Row;
 use crate::args::BenchArgs;
 
@@ -59,20 +60,32 @@ fn those_that_work(sides: Vec<Side>) -> Result<Vec<Side>, BenchError> {
     Ok(working)
 }
 
-/// One start: ms to the first byte, and the VM exits by then.
+/// One start: ms to the greeting, and the VM exits by then.
 fn start(side: &Side) -> Result<(f64, Option<u64>), BenchError> {
     let mut command = side.command();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(request) = &side.request {
+        let _ = std::fs::remove_file(&request.socket);
+    }
     let exits_before = exits();
     let begun = Instant::now();
     let mut child = command.spawn().map_err(|error| side.failed(error.to_string()))?;
-    let watch = Watch::on(&child);
-    let first = first_byte(&mut child);
-    let taken = begun.elapsed();
-    let exits = exits().zip(exits_before).map(|(now, before)| now.saturating_sub(before));
-    finish(side, child, first)?;
-    drop(watch);
-    Ok((taken.as_secs_f64() * 1e3, exits))
+    let _watch = Watch::on(&child);
+    let answer = side.request.as_ref().map(|request| request.send()).transpose();
+    let greeted = greeting(&mut child, begun);
+    let exits = exits_since(exits_before);
+    if side.endless {
+        let _ = child.kill();
+    }
+    match finish(side, child, answer)? {
+        said if greeted.is_none() => Err(side.failed(said)),
+        _ => Ok((greeted.map_or(f64::NAN, ms), exits)),
+    }
+}
+
+/// The VM exits since they were so many.
+pub fn exits_since(before: Option<u64>) -> Option<u64> {
+    exits().zip(before).map(|(now, before)| now.saturating_sub(before))
 }
 
 /// Kills a command that does not end: a peer that does not work here must not stop the others.
@@ -98,23 +111,48 @@ impl Drop for Watch {
     }
 }
 
-fn first_byte(child: &mut Child) -> bool {
-    let Some(stdout) = &mut child.stdout else { return false };
-    matches!(stdout.read(&mut [0]), Ok(1))
-}
-
-/// Lets the command end; whatever it says is its failure if it wrote nothing.
-fn finish(side: &Side, child: Child, wrote: bool) -> Result<(), BenchError> {
-    let output = child.wait_with_output().map_err(|error| side.failed(error.to_string()))?;
-    if wrote {
-        return Ok(());
+/// How long after `begun` the greeting's line began. What comes before it is a boot message or a
+/// complaint, and not waited for.
+pub fn greeting(child: &mut Child, begun: Instant) -> Option<Duration> {
+    /// Far longer than any message.
+    const LINE_MAX: u64 = 4096;
+    let mut reader = BufReader::new(child.stdout.as_mut()?);
+    let mut line = Vec::new();
+    loop {
+        if reader.fill_buf().ok()?.is_empty() {
+            return None;
+        }
+        let at = begun.elapsed();
+        line.clear();
+        reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line).ok()?;
+        if line.trim_ascii() == GREETING.as_bytes() {
+            return Some(at);
+        }
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().last().unwrap_or("nothing").to_owned();
-    Err(side.failed(format!("it ended ({}) and wrote no output, and said: {last}", output.status)))
 }
 
-fn exits() -> Option<u64> {
+/// Lets the command end, and says how it did, for the case that it did not greet.
+fn finish(
+    side: &Side,
+    child: Child,
+    answer: io::Result<Option<UnixStream>>,
+) -> Result<String, BenchError> {
+    let output = child.wait_with_output().map_err(|error| side.failed(error.to_string()))?;
+    let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+    match answer {
+        Ok(Some(mut stream)) => {
+            // An answer it did not live to give is no answer.
+            let _ = stream.read_to_string(&mut said);
+        }
+        Ok(None) => {}
+        Err(error) => said.push_str(&error.to_string()),
+    }
+    let last = said.lines().last().unwrap_or("nothing");
+    Ok(format!("it ended ({}) without its greeting, and said: {last}", output.status))
+}
+
+/// KVM's count, where it can be read.
+pub fn exits() -> Option<u64> {
     std::fs::read_to_string(EXITS).ok()?.trim().parse().ok()
 }
 
@@ -143,19 +181,18 @@ mod tests {
     use super::*;
 
     fn side(words: &[&str]) -> Side {
-        let words = words.iter().map(|word| (*word).to_owned()).collect();
-        Side { name: "x".to_owned(), words, has_timeline: false }
+        Side::new("x", words.iter().map(|word| (*word).to_owned()).collect())
     }
 
     #[test]
-    fn the_clock_stops_at_the_first_byte() {
-        let (taken, _) = start(&side(&["sh", "-c", "echo a; sleep 0.5"])).unwrap();
+    fn the_clock_stops_at_the_greeting() {
+        let (taken, _) = start(&side(&["sh", "-c", "echo hello; sleep 0.5"])).unwrap();
         assert!(taken < 400.0, "{taken}");
     }
 
     #[test]
     fn a_peer_that_does_not_work_is_left_out_and_our_own_must() {
-        let (works, fails) = (side(&["echo", "a"]), side(&["false"]));
+        let (works, fails) = (side(&["echo", "hello"]), side(&["echo", "no"]));
         let both = those_that_work(vec![works.clone(), fails.clone()]).unwrap();
         assert_eq!(both.len(), 1);
         assert!(those_that_work(vec![fails, works]).is_err());
@@ -165,6 +202,19 @@ mod tests {
     fn silence_is_a_failure_with_its_last_words() {
         let error = start(&side(&["sh", "-c", "echo no >&2; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("said: no") && error.contains("sh -c"), "{error}");
+    }
+
+    #[test]
+    fn a_side_that_greets_for_ever_is_killed() {
+        let command = ["sh", "-c", "exec yes hello"];
+        assert!(start(&Side { endless: true, ..side(&command) }).unwrap().0 > 0.0);
+    }
+
+    #[test]
+    fn what_comes_before_the_greeting_does_not_count() {
+        let (taken, _) =
+            start(&side(&["sh", "-c", "echo booting; sleep 0.3; echo hello"])).unwrap();
+        assert!(taken >= 300.0, "{taken}");
     }
 
     #[test]

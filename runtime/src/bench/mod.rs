@@ -5,17 +5,19 @@
 //! args → plan: rows, each a side and what it is to do → measured in turn → table, JSON, HTML
 //! ```
 //!
-//! Every side is measured from outside, as a user sees it: from the exec of its command to the first
-//! byte it writes. Sides take turns, so that what disturbs the host disturbs all. Nothing here starts
+//! Every side is measured from outside, as a user sees it: from the exec of its command to its first
+//! line of output. Sides take turns, so that what disturbs the host disturbs all. Nothing here starts
 //! a VM in a way of its own: bulkhead's side is `bulkhead run`.
 
 mod density;
+mod firecracker;
 mod measure;
 mod peers;
 mod report;
 mod side;
 mod stats;
 mod stream;
+mod verbs;
 
 use std::io;
 use std::path::PathBuf;
@@ -63,9 +65,11 @@ pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
                 rows.extend(measure::starts(sides, args)?);
             }
             BenchKind::Clone => {
-                let sides = vec![Side::bulkhead("clone/bulkhead", args, false)?];
+                let mut sides = vec![Side::bulkhead("clone/bulkhead", args, false)?];
+                sides.extend(peers::clones(args, &scratch));
                 rows.extend(measure::starts(sides, args)?);
             }
+            BenchKind::Exec => rows.extend(verbs::verbs(args, &scratch)?),
             BenchKind::Fs => rows.extend(stream::files(args, &scratch)?),
             BenchKind::Vsock => rows.extend(stream::pipes(args, &scratch)?),
             BenchKind::Density => rows.extend(density::clones(args)?),

@@ -3,7 +3,7 @@
 //!
 //! - QEMU: the microvm machine of docs/system/i386/microvm.rst ("running a microvm-based VM", with a
 //!   serial console and without what the kernel does not need).
-//! - Firecracker: docs/getting-started.md, with `--no-api` and a configuration file.
+//! - Firecracker: see [`super::firecracker`].
 //! - Cloud Hypervisor: its README's "booting your VM", direct kernel boot, serial console.
 //! - runc, crun: the bundle that their own `spec` makes, without a terminal.
 
@@ -13,47 +13,71 @@ use std::process::Command;
 use serde_json::json;
 
 use super::BenchError;
-use super::side::{Scratch, Side};
+use super::firecracker;
+use super::side::{GREETING, Scratch, Side};
 use crate::args::BenchArgs;
 use crate::assets::{self, Dirs};
 
 /// What a VM's kernel is told: as bulkhead's own, and a serial console for the one line of output.
-const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check noreplace-smp";
-/// /init of a VM: says its word and ends the VM.
-const INIT: &str = "#!/bin/busybox sh\necho hello\n/bin/busybox reboot -f\n";
+pub const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check noreplace-smp \
+                           printk.time=0 printk.devkmsg=on";
+/// /init of a VM: greets every millisecond, as one that goes on from a snapshot has to greet again. By the kernel's
+/// log, which needs no interrupt of the serial device: Firecracker's has forgotten, in a snapshot, that one is due.
+const INIT: &str = "#!/bin/busybox sh\n\
+                    while :; do echo '<0>hello' >/dev/kmsg; /bin/busybox usleep 1000; done\n";
 
-/// The sides of `--vs`.
+/// A peer of `--vs` as its name and the program.
+pub fn named(peer: &str) -> (&str, &str) {
+    peer.split_once('=').unwrap_or((peer, peer))
+}
+
+/// The sides of `--vs`, booting.
 pub fn sides(args: &BenchArgs, scratch: &Scratch) -> Result<Vec<Side>, BenchError> {
     args.vs.iter().map(|peer| side(peer, args, scratch)).collect()
 }
 
+/// The sides of `--vs` that can go on from a snapshot, doing so. One that cannot make one here is told and left out.
+pub fn clones(args: &BenchArgs, scratch: &Scratch) -> Vec<Side> {
+    let peers = args.vs.iter().map(|peer| named(peer)).filter(|(name, _)| *name == "firecracker");
+    let sides = peers.filter_map(|(_, program)| match firecracker::clone(program, args, scratch) {
+        Ok(side) => Some(side),
+        Err(error) => {
+            eprintln!("bulkhead: left out: {error}");
+            None
+        }
+    });
+    sides.collect()
+}
+
 fn side(peer: &str, args: &BenchArgs, scratch: &Scratch) -> Result<Side, BenchError> {
-    let (name, program) = peer.split_once('=').unwrap_or((peer, peer));
+    let (name, program) = named(peer);
     let unknown = || BenchError::Peer(peer.to_owned());
     let words = match name {
         "qemu" => {
             let program = if program == "qemu" { "qemu-system-x86_64" } else { program };
             qemu(program, args, &Guest::new(args, scratch)?)
         }
-        "firecracker" => firecracker(program, args, &Guest::new(args, scratch)?, scratch)?,
+        "firecracker" => return firecracker::boot(program, args, scratch),
         "cloud-hypervisor" => cloud_hypervisor(program, args, &Guest::new(args, scratch)?),
-        "runc" | "crun" => return container(&format!("boot/{name}"), program, args, scratch, ECHO),
+        "runc" | "crun" => {
+            return container(&format!("boot/{name}"), program, args, scratch, &["echo", GREETING]);
+        }
         _ => return Err(unknown()),
     };
-    Ok(Side { name: format!("boot/{name}"), words, has_timeline: false })
+    Ok(Side::endless(&format!("boot/{name}"), words))
 }
 
-/// What starts measure.
-const ECHO: &[&str] = &["echo", "hello"];
-
 /// What every VM gets.
-struct Guest {
-    kernel: PathBuf,
-    initramfs: PathBuf,
+pub struct Guest {
+    /// bulkhead's kernel.
+    pub kernel: PathBuf,
+    /// An archive with busybox.
+    pub initramfs: PathBuf,
 }
 
 impl Guest {
-    fn new(args: &BenchArgs, scratch: &Scratch) -> Result<Self, BenchError> {
+    /// Makes the archive.
+    pub fn new(args: &BenchArgs, scratch: &Scratch) -> Result<Self, BenchError> {
         let kernel = Dirs::of_this_process().file(assets::KERNEL);
         let kernel = kernel.map_err(|error| missing(assets::KERNEL, &error))?;
         let path = args.rootfs.join("bin/busybox");
@@ -89,13 +113,15 @@ fn archive(busybox: &[u8]) -> Vec<u8> {
     add("bin", 0o040_755, (0, 0), b"");
     add("dev", 0o040_755, (0, 0), b"");
     add("dev/console", 0o020_600, (5, 1), b"");
+    add("dev/kmsg", 0o020_600, (1, 11), b"");
     add("bin/busybox", 0o100_755, (0, 0), busybox);
     add("init", 0o100_755, (0, 0), INIT.as_bytes());
     add("TRAILER!!!", 0, (0, 0), b"");
     archive
 }
 
-fn mib(args: &BenchArgs) -> String {
+/// Memory, MiB.
+pub fn mib(args: &BenchArgs) -> String {
     args.memory.trim_end_matches(['m', 'M']).to_owned()
 }
 
@@ -110,31 +136,6 @@ fn qemu(program: &str, args: &BenchArgs, guest: &Guest) -> Vec<String> {
     let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     words.push(CMDLINE.to_owned());
     words
-}
-
-fn firecracker(
-    program: &str,
-    args: &BenchArgs,
-    guest: &Guest,
-    scratch: &Scratch,
-) -> Result<Vec<String>, BenchError> {
-    let config = json!({
-        "boot-source": {
-            "kernel_image_path": guest.kernel,
-            "initrd_path": guest.initramfs,
-            "boot_args": CMDLINE,
-        },
-        "drives": [],
-        "machine-config": {
-            "vcpu_count": args.cpus.parse::<u32>().unwrap_or(1),
-            "mem_size_mib": mib(args).parse::<u32>().unwrap_or(128),
-        },
-    });
-    let config = scratch.write("firecracker.json", config.to_string().as_bytes())?;
-    let config = config.display().to_string();
-    Ok([program, "--no-api", "--level", "Error", "--config-file", &config]
-        .map(str::to_owned)
-        .into())
 }
 
 fn cloud_hypervisor(program: &str, args: &BenchArgs, guest: &Guest) -> Vec<String> {
@@ -171,15 +172,29 @@ pub fn container(
     scratch: &Scratch,
     command: &[&str],
 ) -> Result<Side, BenchError> {
-    let words = vec![program.to_owned(), "spec".to_owned()];
-    let spec = Side { name: name.to_owned(), words, has_timeline: false };
+    let bundle = bundle(name, program, args, scratch, command)?.display().to_string();
+    let id = format!("bulkhead-bench-{}", std::process::id());
+    let words = [program, "run", "--bundle", &bundle, &id].map(str::to_owned).into();
+    Ok(Side::new(name, words))
+}
+
+/// The bundle that `program spec` makes, of the VMs' size, without a terminal, running `command`.
+pub fn bundle(
+    name: &str,
+    program: &str,
+    args: &BenchArgs,
+    scratch: &Scratch,
+    command: &[&str],
+) -> Result<PathBuf, BenchError> {
+    let spec = Side::new(name, vec![program.to_owned(), "spec".to_owned()]);
     let bundle = scratch.path(format!("bundle-{}", name.replace('/', "-")));
     let made = std::fs::create_dir_all(&bundle);
     made.map_err(|error| spec.failed(error.to_string()))?;
     let output = Command::new(program).arg("spec").current_dir(&bundle).output();
     let output = output.map_err(|error| spec.failed(error.to_string()))?;
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let text = std::fs::read(bundle.join("config.json"));
+    let file = bundle.join("config.json");
+    let text = std::fs::read(&file);
     let text =
         text.map_err(|_| spec.failed(format!("it made no config.json, and said: {said}")))?;
     let mut config: serde_json::Value =
@@ -188,12 +203,10 @@ pub fn container(
     config["process"]["args"] = json!(command);
     config["root"]["path"] = json!(absolute(&args.rootfs));
     config["root"]["readonly"] = json!(false);
-    let file = bundle.join("config.json");
+    let memory = mib(args).parse::<u64>().unwrap_or(128) << 20;
+    config["linux"]["resources"]["memory"] = json!({ "limit": memory });
     std::fs::write(&file, config.to_string()).map_err(|error| spec.failed(error.to_string()))?;
-    let id = format!("bulkhead-bench-{}", std::process::id());
-    let bundle = bundle.display().to_string();
-    let words = [program, "run", "--bundle", &bundle, &id].map(str::to_owned).into();
-    Ok(Side { name: name.to_owned(), words, has_timeline: false })
+    Ok(bundle)
 }
 
 fn absolute(path: &Path) -> PathBuf {

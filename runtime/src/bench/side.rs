@@ -1,12 +1,28 @@
 //! A side: a command to be measured.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::BenchError;
 use crate::args::BenchArgs;
+
+/// The line every side writes; what it writes before does not count.
+pub const GREETING: &str = "hello";
+
+/// This program.
+pub fn own_program() -> Result<String, BenchError> {
+    let own = std::env::current_exe().map_err(|source| BenchError::File {
+        action: "find",
+        path: "/proc/self/exe".into(),
+        source,
+    })?;
+    Ok(own.display().to_string())
+}
 
 /// Who starts what.
 #[derive(Clone, Debug)]
@@ -17,12 +33,56 @@ pub struct Side {
     pub words: Vec<String>,
     /// It can say how far it got: `--timeline`.
     pub has_timeline: bool,
+    /// It greets for ever, and is killed when it has done so.
+    pub endless: bool,
+    /// What has to be asked of it before it does anything.
+    pub request: Option<Request>,
+}
+
+/// A request on the Unix socket that a program makes when it has started.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The socket.
+    pub socket: PathBuf,
+    /// The request, complete.
+    pub text: String,
+}
+
+impl Request {
+    /// How often a socket that is not there yet is looked for again.
+    const STEP: Duration = Duration::from_micros(50);
+    /// How long it may take to be there, on an emulated processor too.
+    const SOCKET_MAX: Duration = Duration::from_secs(10);
+
+    /// Sends it as soon as the program listens; the answer comes on what is returned.
+    pub fn send(&self) -> io::Result<UnixStream> {
+        let until = Instant::now() + Self::SOCKET_MAX;
+        let mut stream = loop {
+            match UnixStream::connect(&self.socket) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > until => return Err(error),
+                Err(_) => thread::sleep(Self::STEP),
+            }
+        };
+        stream.write_all(self.text.as_bytes())?;
+        Ok(stream)
+    }
 }
 
 impl Side {
-    /// `bulkhead run`, whose container runs `echo`.
+    /// A command to be measured.
+    pub fn new(name: &str, words: Vec<String>) -> Self {
+        Self { name: name.to_owned(), words, has_timeline: false, endless: false, request: None }
+    }
+
+    /// One that greets for ever.
+    pub fn endless(name: &str, words: Vec<String>) -> Self {
+        Self { endless: true, ..Self::new(name, words) }
+    }
+
+    /// `bulkhead run`, whose container greets.
     pub fn bulkhead(name: &str, args: &BenchArgs, cold: bool) -> Result<Self, BenchError> {
-        Self::bulkhead_running(name, args, cold, &[], &["echo", "hello"])
+        Self::bulkhead_running(name, args, cold, &[], &["echo", GREETING])
     }
 
     /// `bulkhead run` of a command.
@@ -33,12 +93,7 @@ impl Side {
         options: &[&str],
         command: &[&str],
     ) -> Result<Self, BenchError> {
-        let own = std::env::current_exe().map_err(|source| BenchError::File {
-            action: "find",
-            path: "/proc/self/exe".into(),
-            source,
-        })?;
-        let (own, rootfs) = (own.display().to_string(), args.rootfs.display().to_string());
+        let (own, rootfs) = (own_program()?, args.rootfs.display().to_string());
         let mut words = vec![own, "run".to_owned(), "--rootfs".to_owned(), rootfs];
         words.extend(["--cpus".to_owned(), args.cpus.clone()]);
         words.extend(["--memory".to_owned(), args.memory.clone()]);
@@ -48,7 +103,7 @@ impl Side {
         words.extend(options.iter().map(|word| (*word).to_owned()));
         words.push("--".to_owned());
         words.extend(command.iter().map(|word| (*word).to_owned()));
-        Ok(Self { name: name.to_owned(), words, has_timeline: true })
+        Ok(Self { has_timeline: true, ..Self::new(name, words) })
     }
 
     /// The command, ready to be started.
@@ -126,7 +181,7 @@ mod tests {
     #[test]
     fn a_command_can_be_pasted_into_a_shell() {
         let words = ["sh", "-c", "echo 'a b'", ""].map(str::to_owned).to_vec();
-        let side = Side { name: "x".to_owned(), words, has_timeline: false };
+        let side = Side::new("x", words);
         assert_eq!(side.shell(), r"sh -c 'echo '\''a b'\''' ''");
     }
 }
