@@ -6,6 +6,8 @@
 //! ROOT/NAME/lock      held by `bulkhead run` and by its bulkhead-vmm for as long as either lives
 //! ROOT/NAME/vsock.sock
 //! ROOT/NAME/control.sock   the monitor's (see bulkhead_vmm::control)
+//! ROOT/NAME/run.json  of a container of `bulkhead run`: what other verbs need to know of it
+//! ROOT/NAME/process   its process as the agent was given it, for `exec` to begin with
 //! ROOT/ID/state.json  of an OCI container, once it was created: what is known of it (oci/record.rs)
 //! ROOT/ID/config.json its configuration, as it was then
 //! ROOT/ID/report.json how its VM ended, once it has
@@ -28,6 +30,8 @@ use rustix::io::Errno;
 const SYSTEM_ROOT: &str = "/run/bulkhead";
 /// What is kept of an OCI container, in its directory.
 pub const RECORD: &str = "state.json";
+/// What is kept of a container of `bulkhead run`, which is no longer there when it has ended.
+pub const RUN_RECORD: &str = "run.json";
 /// The monitor's control socket, in a VM's directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
 /// A VM's vsock socket, in its directory.
@@ -123,10 +127,12 @@ impl Root {
         }
     }
 
-    /// The directories of OCI containers, by name.
+    /// The directories of OCI containers, and of those of `bulkhead run` that live, by name.
     pub fn containers(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let containers = entries.filter(|entry| is_container(&entry.path()));
+        let lives = |dir: &Path| dir.join(RUN_RECORD).exists() && !is_dead(dir);
+        let containers =
+            entries.filter(|entry| is_container(&entry.path()) || lives(&entry.path()));
         let mut names: Vec<String> =
             containers.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();

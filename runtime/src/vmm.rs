@@ -92,6 +92,11 @@ impl Vmm {
         }
     }
 
+    /// Its process ID, which is nobody else's until it is waited for.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     /// Readable when the VMM has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()

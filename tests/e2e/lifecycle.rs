@@ -1,6 +1,7 @@
 //! Containers beside and after one another, and what they leave behind.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use bulkhead_tests::{Host, bzimage, child_named, finish, processes, signal, start, until, wait};
@@ -125,4 +126,27 @@ fn the_console_is_joined_when_asked_for() {
     let finished = finish(host.run(&["--console"], &["echo", "hello"]));
     assert_eq!(finished.stdout, "hello\n");
     assert!(finished.stderr.contains("Linux version"), "{finished:?}");
+}
+
+#[test]
+fn other_verbs_find_a_container_of_run_while_it_runs() {
+    let host = Host::new();
+    let options = ["--name", "web", "--env", "A=b", "--workdir", "/tmp", "--user", "7:8"];
+    let script = "trap 'exit 9' TERM; touch /up; while :; do sleep 0.1; done";
+    fs::set_permissions(&host.rootfs, fs::Permissions::from_mode(0o777)).expect("its own");
+    let child = start(host.run(&options, &["sh", "-c", script]));
+    until("the container is up", || host.rootfs.join("up").exists());
+    let exec = |args: &[&str]| finish(host.bulkhead([&["exec"], args].concat()));
+    let said = exec(&["web", "sh", "-c", "echo $A; pwd; id -u; id -g; pidof sh >&2; exit 4"]);
+    assert_eq!((said.code, &*said.stdout), (4, "b\n/tmp\n7\n8\n"), "{said:?}");
+    assert_eq!(exec(&["--user", "0", "web", "id", "-u"]).ok(), "0\n");
+    assert!(finish(host.bulkhead(["list"])).ok().contains("web"), "it is listed");
+    assert!(finish(host.bulkhead(["ps", "web"])).ok().contains("sleep"), "processes are");
+    finish(host.bulkhead(["pause", "web"])).ok();
+    exec(&["web", "true"]).fails(255, "web is paused");
+    finish(host.bulkhead(["resume", "web"])).ok();
+    finish(host.bulkhead(["kill", "web", "TERM"])).ok();
+    assert_eq!(wait(child).code, 9);
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    exec(&["web", "true"]).fails(255, "does not exist");
 }

@@ -186,6 +186,34 @@ fn images_are_built_with_it() {
 }
 
 #[test]
+fn hosts_seccomp_profiles_new_limits_and_the_wall_are_as_asked() {
+    let podman = podman();
+    let profile = podman.path("seccomp.json");
+    let rules = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#;
+    fs::write(&profile, rules).expect("a file");
+    let profile = format!("--security-opt=seccomp={}", profile.display());
+    let script =
+        "grep harbour /etc/hosts; mkdir /x 2>/dev/null || echo denied; touch /y && echo made";
+    let said = podman.run(&["--add-host=harbour:10.1.2.3", &profile], script).ok();
+    assert_eq!(
+        said.split_whitespace().collect::<Vec<_>>(),
+        ["10.1.2.3", "harbour", "denied", "made"]
+    );
+
+    podman.start("limited", &["--memory=200m"], "exec sleep 1000");
+    podman.call(["update", "--memory=100m", "--cpus=0.5", "limited"]).ok();
+    let script = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+    let limits = podman.call(["exec", "limited", "sh", "-c", script]).ok();
+    assert_eq!(limits, "104857600\n50000 100000\n");
+    podman.call(["rm", "-f", "-t", "0", "limited"]).ok();
+
+    let here = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let wall = ["--runtime-flag=isolation=process", "run", "--rm", "--network=none"];
+    assert_eq!(podman.call([&wall[..], &[IMAGE, "uname", "-r"]].concat()).ok(), here);
+}
+
+#[test]
 #[ignore = "two minutes on an emulated CPU: make e2e-long"]
 fn twenty_run_at_once() {
     let podman = podman();

@@ -101,10 +101,7 @@ fn from_options(args: &ExecArgs, container: &Container) -> Result<Process, OciEr
     if args.command.is_empty() {
         return Err(OciError::NoCommand);
     }
-    let config = container.config()?;
-    let process = config.process().as_ref();
-    let process = process.map(|process| plan::process(process, config.linux().as_ref()));
-    let mut process = process.transpose()?.unwrap_or_default();
+    let mut process = own_process(container)?;
     process.args = args.command.clone();
     process.terminal = args.tty.then(Terminal::default).into();
     process.no_new_privileges |= args.no_new_privs;
@@ -128,6 +125,17 @@ fn from_options(args: &ExecArgs, container: &Container) -> Result<Process, OciEr
         add(process.capabilities.mut_or_insert_default(), &args.cap);
     }
     Ok(process)
+}
+
+fn own_process(container: &Container) -> Result<Process, OciError> {
+    if let Some(mut process) = container.process()? {
+        (process.stdin, process.stdout, process.stderr) = (true, true, true);
+        return Ok(process);
+    }
+    let config = container.config()?;
+    let process = config.process().as_ref();
+    let process = process.map(|process| plan::process(process, config.linux().as_ref()));
+    Ok(process.transpose()?.unwrap_or_default())
 }
 
 fn add(capabilities: &mut Capabilities, more: &[String]) {

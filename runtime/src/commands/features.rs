@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::oci::{OciError, print};
 
 /// The oldest and the newest version of the specification whose bundles are taken.
-const VERSIONS: [&str; 2] = ["1.0.0", "1.2.0"];
+pub const VERSIONS: [&str; 2] = ["1.0.0", "1.2.0"];
 
 /// Prints it.
 pub fn run() -> Result<(), OciError> {

@@ -9,16 +9,19 @@ use bulkhead_protocol::rpc::agent::{ContainerSpec, StartFailure};
 use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
 use bulkhead_vmm::timeline::Timeline;
 
+use super::features;
 use crate::agent::{Agent, AgentError};
 use crate::args::RunArgs;
 use crate::assets::Dirs;
 use crate::facts::{FactError, Facts, ImageFacts};
 use crate::images::{self, ImageError};
 use crate::net::{NetError, Network};
-use crate::oci::signal;
+use crate::oci::container::ContainerError;
+use crate::oci::record::{HostProcess, Phase, Record};
+use crate::oci::{self, clock, signal};
 use crate::request::{self, Request, RequestError};
 use crate::session::{Cause, Ended, Session};
-use crate::state::{Root, StateError};
+use crate::state::{Root, StateError, VmDir};
 use crate::verdict::{self, VerdictError};
 use crate::vmm::{self, Course, Input, Vmm, VmmError};
 use crate::{EXIT_FAILED, launch, plan, timeline};
@@ -49,6 +52,8 @@ pub enum RunError {
     Vmm(#[from] VmmError),
     #[error(transparent)]
     Agent(#[from] AgentError),
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error("cannot receive signals: {0}")]
@@ -119,6 +124,7 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
     drop(network.taps);
     let container = plan::container(&request, &facts, &name, clock_ns());
     let container = ContainerSpec { network: Some(network.spec).into(), ..container };
+    write_down(&dir, &vmm, &name, &container)?;
     let agent = Agent::connect(&dir.socket(), container)?;
     let raw_wanted = request.tty && request.interactive;
     let session = Session::new(vmm, agent, signals, facts.window, raw_wanted, &timeline);
@@ -129,6 +135,32 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
         eprint!("{}", timeline::table(timeline.marks().into_iter().chain(guest).collect()));
     }
     exit_code(ended)
+}
+
+/// Lets other verbs (exec, kill, ps, list) find the container while it runs.
+fn write_down(
+    dir: &VmDir,
+    vmm: &Vmm,
+    name: &str,
+    container: &ContainerSpec,
+) -> Result<(), RunError> {
+    let record = Record {
+        id: name.to_owned(),
+        bundle: Default::default(),
+        rootfs: Default::default(),
+        oci_version: features::VERSIONS[1].to_owned(),
+        annotations: Default::default(),
+        created: clock::now_rfc3339(),
+        cgroups_path: None,
+        systemd_cgroup: false,
+        process: HostProcess::identify(vmm.pid()).map_err(RunError::Session)?,
+        phase: Phase::Running,
+    };
+    Ok(oci::container::Container::write_run(
+        dir.path(),
+        &record,
+        container.process.get_or_default(),
+    )?)
 }
 
 /// The root of an image's container, and what the image says about it.

@@ -7,8 +7,10 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bulkhead_protocol::rpc::agent::Process;
 use bulkhead_vmm::spec::{Outcome, Report};
 use oci_spec::runtime::{Hooks, Spec};
+use protobuf::Message as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -21,6 +23,8 @@ use crate::state::{self, Root, StateError};
 
 /// The container's configuration as it was when it was created.
 pub const CONFIG: &str = "config.json";
+/// The process of a container of `bulkhead run`, as the agent was given it (protobuf).
+const PROCESS: &str = "process";
 /// How its VM ended.
 pub const REPORT: &str = "report.json";
 /// The longest report that is read, bytes: a kernel's last lines are far shorter.
@@ -70,39 +74,56 @@ pub struct Container {
     /// What is kept of it.
     pub record: Record,
     dir: PathBuf,
+    /// Where the record is.
+    file: &'static str,
 }
 
 impl Container {
     /// Finds a container.
     pub fn open(root: &Root, id: &ContainerId) -> Result<Self, ContainerError> {
         let dir = root.file(id.as_str());
-        let path = dir.join(state::RECORD);
-        let record = match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json).map_err(io::Error::from),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(ContainerError::Missing(id.clone()));
-            }
-            Err(error) => Err(error),
-        };
-        let record = record.map_err(|source| ContainerError::Read { path, source })?;
-        Ok(Self { id: id.clone(), record, dir })
+        for file in [state::RECORD, state::RUN_RECORD] {
+            let path = dir.join(file);
+            let record = match fs::read(&path) {
+                Ok(json) => serde_json::from_slice(&json).map_err(io::Error::from),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => Err(error),
+            };
+            let record = record.map_err(|source| ContainerError::Read { path, source })?;
+            return Ok(Self { id: id.clone(), record, dir, file });
+        }
+        Err(ContainerError::Missing(id.clone()))
     }
 
     /// Writes down what is to be kept of a container in its directory.
     pub fn write(dir: &Path, record: &Record) -> Result<(), ContainerError> {
-        let path = dir.join(state::RECORD);
-        // Another name of its own for each writer: the last one wins, whole.
-        let new = dir.join(format!("{}.{}", state::RECORD, std::process::id()));
-        let json = serde_json::to_vec_pretty(record).map_err(io::Error::from);
-        let written =
-            json.and_then(|json| fs::write(&new, json)).and_then(|()| fs::rename(&new, &path));
-        written.map_err(|source| ContainerError::Write { path, source })
+        write_record(dir, state::RECORD, record)
+    }
+
+    /// Writes down what other verbs need to know of a container of `bulkhead run`.
+    pub fn write_run(dir: &Path, record: &Record, process: &Process) -> Result<(), ContainerError> {
+        let path = dir.join(PROCESS);
+        let bytes = process.write_to_bytes().map_err(io::Error::from);
+        bytes
+            .and_then(|bytes| fs::write(&path, bytes))
+            .map_err(|source| ContainerError::Write { path, source })?;
+        write_record(dir, state::RUN_RECORD, record)
     }
 
     /// Writes down what was done to it.
     pub fn set_phase(&mut self, phase: Phase) -> Result<(), ContainerError> {
         self.record.phase = phase;
-        Self::write(&self.dir, &self.record)
+        write_record(&self.dir, self.file, &self.record)
+    }
+
+    /// The process of a container of `bulkhead run`; `None` if it is one of a bundle.
+    pub fn process(&self) -> Result<Option<Process>, ContainerError> {
+        if self.file != state::RUN_RECORD {
+            return Ok(None);
+        }
+        let path = self.file(PROCESS);
+        let process = fs::read(&path).and_then(|bytes| Ok(Process::parse_from_bytes(&bytes)?));
+        process.map(Some).map_err(|source| ContainerError::Read { path, source })
     }
 
     /// What it is doing.
@@ -210,6 +231,16 @@ impl Container {
             _ => Vec::new(),
         }
     }
+}
+
+fn write_record(dir: &Path, file: &str, record: &Record) -> Result<(), ContainerError> {
+    let path = dir.join(file);
+    // Another name of its own for each writer: the last one wins, whole.
+    let new = dir.join(format!("{file}.{}", std::process::id()));
+    let json = serde_json::to_vec_pretty(record).map_err(io::Error::from);
+    let written =
+        json.and_then(|json| fs::write(&new, json)).and_then(|()| fs::rename(&new, &path));
+    written.map_err(|source| ContainerError::Write { path, source })
 }
 
 /// The cgroup around a container's VMM, which need not be there.
