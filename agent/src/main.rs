@@ -1,7 +1,8 @@
 //! `bulkhead-agent`: PID 1 of the guest. Mounts what a container needs, starts its process, moves
 //! its standard streams, and reports how it ended.
 //!
-//! It is the only file of its initramfs and finds nothing there. `bulkhead-agent --outside-vm DIR`
+//! It is the only file of its initramfs and finds nothing there. `bulkhead-agent --trial` is a
+//! container's process that says a line and waits. `bulkhead-agent --outside-vm DIR`
 //! serves on Unix sockets in DIR instead, with DIR/shares for shares, and leaves the machine's
 //! clock, network, cgroups and power alone: for tests.
 #![cfg_attr(not(test), no_main)]
@@ -36,6 +37,7 @@ mod user_namespace;
 mod vsock;
 
 use std::ffi::{CStr, OsStr, c_int};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
@@ -59,6 +61,9 @@ extern "C" fn main(argc: c_int, argv: *const *const std::ffi::c_char) -> c_int {
 }
 
 fn run(args: &[&CStr]) -> c_int {
+    if args == [c"--trial"] {
+        trial();
+    }
     if rustix::process::getpid().is_init() {
         let marks = BootMarks::enable();
         marks.stamp(BootMark::Init);
@@ -77,6 +82,19 @@ fn run(args: &[&CStr]) -> c_int {
     let dir = PathBuf::from(OsStr::from_bytes(dir.to_bytes()));
     let shares = dir.join("shares");
     serve(Transport::unix(dir), BootMarks::disabled(), || Guest::outside_vm(&shares))
+}
+
+/// Says a line and waits: what the container does in which a new template is tried.
+fn trial() -> ! {
+    // SAFETY: descriptor 1 is what this process was given as its standard output.
+    let stdout = unsafe { BorrowedFd::borrow_raw(1) };
+    if rustix::io::write(stdout, b"hello\n").is_err() {
+        crate::clone::exit(1);
+    }
+    loop {
+        // SAFETY: pause(2) takes nothing.
+        unsafe { libc::pause() };
+    }
 }
 
 fn usage() -> c_int {

@@ -1,14 +1,17 @@
 //! How a VM comes to run: cloned from a template, or booted. The one place where that is decided, for
 //! every verb that starts a VM.
 
+mod trial;
+
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_vmm::snapshot::WorkingSet;
 use bulkhead_vmm::spec::{Confinement, NetSpec, Outcome, Report, VmSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::state::Root;
+use crate::state::{Root, VmDir};
 use crate::templates::{Template, TemplateError, Templates};
 use crate::vmm::{self, Course, Input, Vmm};
 
@@ -41,16 +44,12 @@ fn unplugged() -> NetSpec {
     NetSpec { mac: TEMPLATE_MAC, ..NetSpec::default() }
 }
 
-/// Boots a VM of the shape of `vm` and saves it to `files`.
+/// Makes a template of the shape of `vm` in `files`.
 fn build(vm: &VmSpec, program: &Path, root: &Root, files: &Template) -> Result<(), TemplateError> {
     if io::stderr().is_terminal() {
         let (vcpus, mib) = (vm.vcpus, vm.memory_mib);
         eprintln!("bulkhead: making a template for VMs of {vcpus} CPU and {mib} MiB, once");
     }
-    let error = |error: String| TemplateError::Build(error);
-    // No container has this name: theirs have no dot in front.
-    let dir = root.claim(&format!(".template-{}", std::process::id()));
-    let dir = dir.map_err(|source| error(source.to_string()))?;
     let spec = VmSpec {
         name: "template".to_owned(),
         vcpus: vm.vcpus,
@@ -60,13 +59,31 @@ fn build(vm: &VmSpec, program: &Path, root: &Root, files: &Template) -> Result<(
         cmdline: vm.cmdline.clone(),
         cid: vm.cid,
         net_places: vm.net_places,
-        vsock: dir.socket(),
         nets: vm.nets.iter().map(|_| unplugged()).collect(),
         // Nothing runs in it but our own kernel and agent, and it is to write files.
         jail: Confinement::Off,
         ..VmSpec::default()
     };
-    let vmm = Vmm::start(program, spec, &dir, Input::Empty, Course::Save(files));
+    save(&spec, program, &claim(root, "template")?, files)?;
+    let set = trial::working_set(spec, program, &claim(root, "trial")?, files);
+    let set = set.unwrap_or_else(|error| {
+        eprintln!("bulkhead: clones start slower than they could, for want of a trial: {error}");
+        WorkingSet::default()
+    });
+    Ok(set.write(&files.working_set)?)
+}
+
+/// A directory for a VM of our own. No container has this name: theirs have no dot in front.
+fn claim(root: &Root, purpose: &str) -> Result<VmDir, TemplateError> {
+    let dir = root.claim(&format!(".{purpose}-{}", std::process::id()));
+    dir.map_err(|source| TemplateError::Build(source.to_string()))
+}
+
+/// Boots a VM and saves it.
+fn save(vm: &VmSpec, program: &Path, dir: &VmDir, files: &Template) -> Result<(), TemplateError> {
+    let error = |error: String| TemplateError::Build(error);
+    let vm = VmSpec { vsock: dir.socket(), ..vm.clone() };
+    let vmm = Vmm::start(program, vm, dir, Input::Empty, Course::Save(files));
     let mut vmm = vmm.map_err(|source| error(source.to_string()))?;
     let seconds = BUILD_MAX.as_secs() as i64;
     let timeout = Timespec { tv_sec: seconds, tv_nsec: 0 };

@@ -56,6 +56,7 @@ pub fn vm(
         control_fd: None,
         template: None,
         restore: None,
+        working_set_fd: None,
         shares: std::iter::once(root).chain(volumes).collect(),
         nets: Vec::new(),
         net_places: 0,

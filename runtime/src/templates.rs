@@ -4,6 +4,7 @@
 //! TEMPLATES/KEY.lock            held while KEY is made: the first user makes it, the others wait
 //! TEMPLATES/KEY.new/            a template in the making
 //! TEMPLATES/KEY/state, memory   a snapshot (see bulkhead_vmm::snapshot)
+//! TEMPLATES/KEY/pages           which of the memory a clone writes to first
 //! ```
 //!
 //! TEMPLATES is /var/lib/bulkhead/templates for root, else `$XDG_CACHE_HOME/bulkhead/templates` or
@@ -29,6 +30,7 @@ const SYSTEM_DIR: &str = "/var/lib/bulkhead/templates";
 const BELOW_CACHE: &str = "bulkhead/templates";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
+const PAGES: &str = "pages";
 /// Templates kept, each some 40 MiB on disk: one for every shape of VM a host is likely to use.
 const KEPT_MAX: usize = 16;
 
@@ -66,6 +68,8 @@ pub struct Template {
     pub state: File,
     /// The memory file.
     pub memory: File,
+    /// The [`WorkingSet`](snapshot::WorkingSet) of its clones.
+    pub working_set: File,
 }
 
 /// Where templates are kept.
@@ -142,12 +146,14 @@ impl Template {
             let path = dir.join(name);
             File::open(&path).map_err(failed("open", &path))
         };
-        let template = Self { state: open(STATE)?, memory: open(MEMORY)? };
+        let (state, memory, working_set) = (open(STATE)?, open(MEMORY)?, open(PAGES)?);
+        let template = Self { state, memory, working_set };
         let len = template.memory.metadata().map_err(failed("examine", dir))?.len();
         if len != u64::from(vm.memory_mib) << 20 {
             return Err(SnapshotError::Damaged("its memory has not the length of a VM's").into());
         }
         snapshot::verify(&template.state)?;
+        snapshot::verify(&template.working_set)?;
         Ok(template)
     }
 
@@ -159,7 +165,7 @@ impl Template {
             options.read(true).write(true).create_new(true).mode(0o600);
             options.open(&path).map_err(failed("make", &path))
         };
-        Ok(Self { state: create(STATE)?, memory: create(MEMORY)? })
+        Ok(Self { state: create(STATE)?, memory: create(MEMORY)?, working_set: create(PAGES)? })
     }
 }
 

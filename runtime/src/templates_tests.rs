@@ -38,6 +38,7 @@ impl Place {
             self.built.fetch_add(1, Ordering::SeqCst);
             files.memory.set_len(u64::from(MIB) << 20).unwrap();
             (&files.state).write_all(&snapshot::seal(b"state")).unwrap();
+            snapshot::WorkingSet::default().write(&files.working_set).unwrap();
             Ok(())
         })
     }

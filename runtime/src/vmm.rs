@@ -78,7 +78,7 @@ impl Vmm {
                 // What becomes a template is nobody's container.
                 command.stdout(Stdio::null()).stderr(Stdio::null());
             }
-            prepare(command);
+            die_with_us(command);
         })?;
         match pidfd(&child) {
             Ok(pidfd) => {
@@ -167,7 +167,7 @@ fn stdin(input: Input) -> io::Result<(Stdio, Option<io::PipeWriter>)> {
 /// Lets the child die with us, and leave to us the signals that a terminal or a process group sends
 /// to both. (A process group of its own would keep them away as well, but could not read the
 /// terminal.)
-fn prepare(command: &mut Command) {
+pub fn die_with_us(command: &mut Command) {
     let parent = std::process::id();
     let in_child = move || {
         // SAFETY: these calls take no pointers, and are safe between fork and exec.
@@ -245,6 +245,7 @@ mod tests {
             control_fd: None,
             template: None,
             restore: None,
+            working_set_fd: None,
             shares: Vec::new(),
             nets: Vec::new(),
             net_places: 0,

@@ -9,7 +9,7 @@ use bulkhead_devices::GuestMemory;
 use bulkhead_devices::virtio::mmio::Transport;
 
 use crate::machine::{Machine, MachineError};
-use crate::snapshot::{self, Cpu, InterruptState, SnapshotError, VcpuState, VmState};
+use crate::snapshot::{self, Cpu, InterruptState, SnapshotError, VcpuState, VmState, WorkingSet};
 use crate::spec::{SnapshotFiles, VmSpec};
 use crate::vcpu::{self, Vcpu};
 use crate::vm::Vm;
@@ -95,6 +95,7 @@ pub struct Saved {
     /// Checked against the VM's spec.
     pub state: VmState,
     memory: File,
+    working_set: WorkingSet,
 }
 
 impl Saved {
@@ -103,12 +104,17 @@ impl Saved {
         let [state, memory] = open(files);
         let state = snapshot::read(&state)?;
         state.check(spec)?;
-        Ok(Self { state, memory })
+        // SAFETY: the spec says that this descriptor was inherited for this use alone.
+        let working_set = spec.working_set_fd.map(|fd| unsafe { File::from_raw_fd(fd) });
+        let working_set = working_set.map(|file| WorkingSet::read(&file, spec.memory_mib));
+        Ok(Self { state, memory, working_set: working_set.transpose()?.unwrap_or_default() })
     }
 
-    /// Maps the memory file.
+    /// Maps the memory file, and copies what will be written to.
     pub fn map_memory(&self, spec: &VmSpec) -> Result<Arc<GuestMemory>, SnapshotError> {
-        snapshot::map(&self.memory, spec.memory_mib)
+        let memory = snapshot::map(&self.memory, spec.memory_mib)?;
+        self.working_set.copy(&memory);
+        Ok(memory)
     }
 
     /// Gives fresh devices their state.
@@ -126,6 +132,9 @@ impl Saved {
     pub fn restore_vcpus(&self, vm: &Vm) -> Result<Vec<Arc<Vcpu>>, MachineError> {
         let vcpus = vcpu::restore(&vm.fd, &self.state.vcpus)?;
         self.state.interrupts.restore(&vm.fd, vm.has_pit)?;
+        if let Some(vcpu) = vcpus.first() {
+            self.working_set.map_for(&vcpu.lock(), vm.memory());
+        }
         Ok(vcpus.into_iter().map(Arc::new).collect())
     }
 }

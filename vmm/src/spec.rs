@@ -62,6 +62,10 @@ pub struct VmSpec {
     /// The VM does not boot: it goes on where the snapshot in these files stands.
     #[serde(default)]
     pub restore: Option<SnapshotFiles>,
+    /// An inherited fd: which of the restored memory is got ready before the guest runs (see
+    /// [`crate::snapshot::WorkingSet`]).
+    #[serde(default)]
+    pub working_set_fd: Option<i32>,
     /// An inherited fd that gets a [`Report`] as one line of JSON when the VM has ended.
     #[serde(default)]
     pub report_fd: Option<i32>,
@@ -254,7 +258,9 @@ pub enum SpecError {
 impl VmSpec {
     /// The inherited descriptors it names. Strict VMMs close all others above stderr first of all.
     pub fn inherited_fds(&self) -> impl Iterator<Item = i32> {
-        let own = [self.vsock_fd, self.control_fd, self.report_fd, self.leash_fd].into_iter();
+        let own =
+            [self.vsock_fd, self.control_fd, self.report_fd, self.leash_fd, self.working_set_fd];
+        let own = own.into_iter();
         let taps = self.nets.iter().map(|net| net.tap_fd);
         let shares = self.shares.iter().map(|share| share.fd);
         let snapshots = [&self.template, &self.restore].into_iter().flatten();

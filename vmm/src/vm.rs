@@ -46,7 +46,7 @@ pub struct Vm {
     /// It has the old timer beside those of the local APICs.
     pub has_pit: bool,
     // KVM keeps reading and writing these mappings for as long as `fd` lives.
-    _memory: Arc<GuestMemory>,
+    memory: Arc<GuestMemory>,
 }
 
 impl Vm {
@@ -64,7 +64,12 @@ impl Vm {
         for (slot, region) in (0..).zip(memory.iter()) {
             map_region(&fd, slot, region)?;
         }
-        Ok(Self { kvm, fd, has_pit, _memory: memory })
+        Ok(Self { kvm, fd, has_pit, memory })
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// Makes the interrupt line of a global system interrupt.

@@ -40,6 +40,10 @@ impl<'a> Course<'a> {
     fn goes_on_from(self) -> Option<SnapshotFiles> {
         if let Self::Clone(files) = self { Some(snapshot_files(files)) } else { None }
     }
+
+    fn working_set(self) -> Option<RawFd> {
+        if let Self::Clone(files) = self { Some(files.working_set.as_raw_fd()) } else { None }
+    }
 }
 
 fn snapshot_files(files: &Template) -> SnapshotFiles {
@@ -66,6 +70,7 @@ pub fn spawn(
         keep_fds: vec![dir.lock().as_raw_fd()],
         template: course.saves_to(),
         restore: course.goes_on_from(),
+        working_set_fd: course.working_set(),
         ..spec
     };
     let json = json_file(&spec).map_err(VmmError::Handover)?;

@@ -39,7 +39,7 @@ pub fn verify(from: &File) -> Result<(), SnapshotError> {
     body(&bytes(from)?).map(drop)
 }
 
-fn bytes(from: &File) -> Result<Vec<u8>, SnapshotError> {
+pub(super) fn bytes(from: &File) -> Result<Vec<u8>, SnapshotError> {
     let len = from.metadata().map_err(file("examine"))?.len();
     if len > (HEADER_LEN + BODY_MAX) as u64 {
         return Err(SnapshotError::Damaged("it is too long"));
@@ -75,7 +75,7 @@ pub fn decode(bytes: &[u8]) -> Result<VmState, SnapshotError> {
 }
 
 /// The body of a whole file.
-fn body(bytes: &[u8]) -> Result<&[u8], SnapshotError> {
+pub(super) fn body(bytes: &[u8]) -> Result<&[u8], SnapshotError> {
     let Some((header, body)) = bytes.split_at_checked(HEADER_LEN) else {
         return Err(SnapshotError::Foreign);
     };

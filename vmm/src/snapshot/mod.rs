@@ -18,6 +18,7 @@ mod file;
 mod memory;
 mod vcpu;
 mod vm;
+mod working_set;
 
 use std::io;
 
@@ -30,6 +31,7 @@ pub use self::file::{decode, encode, read, seal, verify, write};
 pub use self::memory::{map, save as save_memory};
 pub use self::vcpu::{VcpuState, msr_indices};
 pub use self::vm::InterruptState;
+pub use self::working_set::WorkingSet;
 use crate::spec::VmSpec;
 
 /// Everything a VM is besides its memory.

@@ -1,0 +1,191 @@
+//! A trial of a new template: one container, whose VM shows which pages its clones write to.
+//!
+//! The container's process is the agent's own program, which says a line and waits (`--trial`): no
+//! tenant has a part in what all clones of a template do before they run.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use bulkhead_protocol::rpc::agent::{
+    ContainerSpec, CreateContainerRequest, CreateContainerResponse, Process,
+};
+use bulkhead_vmm::snapshot::WorkingSet;
+use bulkhead_vmm::spec::{Share, VmSpec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::agent::AgentError;
+use crate::client::Client;
+use crate::oci::clock;
+use crate::state::VmDir;
+use crate::templates::Template;
+use crate::vmm::{Course, VmmError, die_with_us, spawn};
+
+/// How long each step may take, even on an emulated processor.
+const STEP_MAX: Duration = Duration::from_secs(60);
+/// Name of the share that is the container's root.
+const ROOT_SHARE: &str = "rootfs";
+/// The agent's program in the container.
+const PROGRAM: &str = "trial";
+/// Bits of an entry of pagemap (the kernel's admin-guide/mm/pagemap.rst): the page is there; it is the
+/// file's.
+const PRESENT: u64 = 1 << 63;
+const OF_FILE: u64 = 1 << 61;
+const PAGE: u64 = 4096;
+
+/// Why nothing is known of a template's clones.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("its process does not start: {0}")]
+    Start(String),
+    #[error("its process said nothing")]
+    Silent,
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What failed.
+        source: io::Error,
+    },
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> TrialError {
+    move |source| TrialError::Io { action, source }
+}
+
+/// Runs a container in a clone of `template` in `dir`, in a VM like `vm`, and returns what pages that
+/// had written to when the container's output came.
+pub fn working_set(
+    vm: VmSpec,
+    program: &Path,
+    dir: &VmDir,
+    template: &Template,
+) -> Result<WorkingSet, TrialError> {
+    let root = dir.path().join(ROOT_SHARE);
+    fs::create_dir(&root)
+        .and_then(|()| fs::copy(&vm.init, root.join(PROGRAM)))
+        .map_err(failed("make the trial's root directory"))?;
+    let share = Share { name: ROOT_SHARE.to_owned(), source: root, ..Share::default() };
+    let vm = VmSpec { name: PROGRAM.to_owned(), shares: vec![share], vsock: dir.socket(), ..vm };
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(failed("open /dev/null"))?;
+    let course = Course::Clone(template);
+    let mut vmm = spawn(program, vm, dir, course, null.as_fd(), |command| {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        die_with_us(command);
+    })?;
+    let set = say_hello(&mut vmm, dir)
+        .and_then(|()| written(vmm.id(), &template.memory).map_err(failed("read its memory map")));
+    // An error says that it has ended already.
+    let _ = vmm.kill().and_then(|()| vmm.wait());
+    set
+}
+
+/// Starts the container and waits for its line.
+fn say_hello(vmm: &mut Child, dir: &VmDir) -> Result<(), TrialError> {
+    let process = Process {
+        args: vec![format!("/{PROGRAM}"), "--trial".to_owned()],
+        cwd: "/".to_owned(),
+        stdout: true,
+        stderr: true,
+        ..Default::default()
+    };
+    let container = ContainerSpec {
+        hostname: PROGRAM.to_owned(),
+        root_share: ROOT_SHARE.to_owned(),
+        process: Some(process).into(),
+        clock_ns: clock::now_ns(),
+        ..Default::default()
+    };
+    let container = Some(container).into();
+    let request = CreateContainerRequest { container, start: true, ..Default::default() };
+    let mut agent = Client::connect(&dir.socket(), STEP_MAX)?;
+    let response: CreateContainerResponse = agent.call("CreateContainer", &request, STEP_MAX)?;
+    if let Some(failure) = response.failure.into_option() {
+        return Err(TrialError::Start(failure.message));
+    }
+    let Some(stdout) = vmm.stdout.take() else { return Err(TrialError::Silent) };
+    let timeout = Timespec { tv_sec: STEP_MAX.as_secs() as i64, tv_nsec: 0 };
+    let readable = poll(&mut [PollFd::new(&stdout, PollFlags::IN)], Some(&timeout));
+    let mut line = String::new();
+    match readable {
+        Ok(1..) if BufReader::new(stdout).read_line(&mut line).is_ok_and(|len| len > 0) => Ok(()),
+        _ => Err(TrialError::Silent),
+    }
+}
+
+/// The pages of the private mappings of `memory` in a process that are no longer the file's.
+fn written(process: u32, memory: &File) -> io::Result<WorkingSet> {
+    let inode = memory.metadata()?.ino();
+    let pagemap = File::open(format!("/proc/{process}/pagemap"))?;
+    let mut pages = Vec::new();
+    for line in fs::read_to_string(format!("/proc/{process}/maps"))?.lines() {
+        let Some((start, end, offset)) = mapping_of(line, inode) else { continue };
+        let mut entries = vec![0; ((end - start) / PAGE) as usize * size_of::<u64>()];
+        pagemap.read_exact_at(&mut entries, start / PAGE * size_of::<u64>() as u64)?;
+        let (entries, _) = entries.as_chunks::<8>();
+        for (page, entry) in (offset / PAGE..).zip(entries) {
+            if u64::from_ne_bytes(*entry) & (PRESENT | OF_FILE) == PRESENT {
+                pages.push(page as u32);
+            }
+        }
+    }
+    // Mappings come in the order of their addresses.
+    pages.sort_unstable();
+    Ok(WorkingSet::of_pages(pages))
+}
+
+/// Start, end and offset of the mapping that a line of maps (proc_pid_maps(5)) describes, if it is one
+/// of the file with this inode number.
+fn mapping_of(line: &str, inode: u64) -> Option<(u64, u64, u64)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let offset = hex(fields.nth(1)?)?;
+    let found = fields.nth(1)?.parse() == Ok(inode);
+    found.then_some((hex(start)?, hex(end)?, offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+    #[test]
+    fn written_pages_are_found_and_read_ones_are_not() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 * PAGE).unwrap();
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        let len = 8 * PAGE as usize;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, &file, 0) };
+        let start = start.unwrap().cast::<u8>();
+        for page in [2, 3, 6] {
+            // SAFETY: within the mapping.
+            unsafe { start.add(page * PAGE as usize).write_volatile(1) };
+        }
+        // SAFETY: as above.
+        assert_eq!(unsafe { start.add(5 * PAGE as usize).read_volatile() }, 0);
+        let set = written(std::process::id(), &file).unwrap();
+        assert_eq!(set, WorkingSet::of_pages([2, 3, 6]));
+        // SAFETY: the mapping, which nobody uses any more.
+        unsafe { munmap(start.cast(), len) }.unwrap();
+    }
+
+    #[test]
+    fn lines_of_other_files_are_passed_over() {
+        let line = "7f00000000-7f00002000 rw-p 00003000 00:14 26    /t/memory";
+        assert_eq!(mapping_of(line, 26), Some((0x7f_0000_0000, 0x7f_0000_2000, 0x3000)));
+        assert_eq!(mapping_of(line, 27), None);
+        assert_eq!(mapping_of("ffffff-ff rw", 26), None);
+        assert_eq!(mapping_of("", 26), None);
+    }
+}
