@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write;
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde_json::Value;
@@ -57,9 +58,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let policies = Path::new("../resources/seccomp");
     println!("cargo::rerun-if-changed={}", policies.display());
     let mut source = String::new();
-    let mut files: Vec<_> = fs::read_dir(policies)?.collect::<Result<_, _>>()?;
-    files.sort_by_key(fs::DirEntry::path);
-    for path in files.iter().map(fs::DirEntry::path) {
+    let mut files: Vec<_> =
+        fs::read_dir(policies)?.map(|file| Ok(file?.path())).collect::<Result<_, io::Error>>()?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    for path in files {
         let policies: BTreeMap<String, Value> = serde_json::from_slice(&fs::read(&path)?)?;
         for (name, policy) in policies {
             let rules = verdicts(&policy)

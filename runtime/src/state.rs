@@ -20,10 +20,10 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 /// The root directory for root.
@@ -51,6 +51,13 @@ pub enum StateError {
         /// What failed.
         source: io::Error,
     },
+    #[error("{} {}; give a --root that only its owner can write to", .path.display(), .what)]
+    Untrusted {
+        /// The root directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     #[error("a VM named {0} is running already; choose another --name")]
     Running(String),
     #[error("a container with the ID {0} exists already")]
@@ -66,16 +73,23 @@ fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(
 pub struct Root(PathBuf);
 
 impl Root {
-    /// The directory asked for, or the default for this user.
+    /// The directory asked for, or the default for this user. Refuses one that somebody else could
+    /// have prepared: what is opened and removed below it is believed to be ours.
     pub fn choose(asked: Option<PathBuf>) -> Result<Self, StateError> {
-        if let Some(root) = asked {
-            return std::path::absolute(&root).map(Self).map_err(failed("find", &root));
+        let path = match asked {
+            Some(root) => std::path::absolute(&root).map_err(failed("find", &root))?,
+            None if rustix::process::geteuid().is_root() => SYSTEM_ROOT.into(),
+            None => {
+                let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+                Path::new(&runtime.ok_or(StateError::NoRoot)?).join("bulkhead")
+            }
+        };
+        match distrust(&path) {
+            Ok(None) => Ok(Self(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self(path)),
+            Ok(Some(what)) => Err(StateError::Untrusted { path, what }),
+            Err(error) => Err(failed("examine", &path)(error)),
         }
-        if rustix::process::geteuid().is_root() {
-            return Ok(Self(SYSTEM_ROOT.into()));
-        }
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-        runtime.map(|dir| Self(Path::new(&dir).join("bulkhead"))).ok_or(StateError::NoRoot)
     }
 
     /// A file of the root directory itself.
@@ -169,9 +183,23 @@ impl Root {
     }
 }
 
+/// What is wrong with a root directory that is there, if anything. A symbolic link counts like what
+/// it leads to.
+fn distrust(path: &Path) -> io::Result<Option<&'static str>> {
+    let (link, dir) = (fs::symlink_metadata(path)?, fs::metadata(path)?);
+    let ours = |owner: u32| owner == 0 || owner == rustix::process::geteuid().as_raw();
+    Ok(match () {
+        () if !dir.is_dir() => Some("is not a directory"),
+        () if !ours(link.uid()) || !ours(dir.uid()) => Some("belongs to another user"),
+        () if dir.mode() & 0o022 != 0 => Some("can be written to by other users"),
+        () => None,
+    })
+}
+
 fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.create(true).truncate(false).write(true).mode(0o600).open(path)
+    let nofollow = OFlags::NOFOLLOW.bits() as i32;
+    options.create(true).truncate(false).write(true).mode(0o600).custom_flags(nofollow).open(path)
 }
 
 /// Whether nobody holds the lock of a VM's directory. The root's lock keeps half-made ones away, and
@@ -322,6 +350,59 @@ mod tests {
         root.remove("web").unwrap();
         root.remove("web").unwrap();
         assert_eq!(names(&root), [""; 0]);
+    }
+
+    #[test]
+    fn a_root_that_somebody_else_could_have_prepared_is_refused() {
+        use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let refusal = |name: &str| match Root::choose(Some(path(name))) {
+            Ok(_) => None,
+            Err(error) => Some(error.to_string().replace(&path(name).display().to_string(), "")),
+        };
+        for name in ["own", "open", "theirs"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        fs::set_permissions(path("open"), fs::Permissions::from_mode(0o1777)).unwrap();
+        symlink("own", path("link")).unwrap();
+        fs::write(path("file"), "").unwrap();
+        for fine in ["own", "link", "not-there-yet"] {
+            assert_eq!(refusal(fine), None, "{fine}");
+        }
+        assert!(refusal("open").unwrap().contains("other users"));
+        assert!(refusal("file").unwrap().contains("not a directory"));
+        assert!(refusal("file/below").is_some());
+        if rustix::process::geteuid().is_root() {
+            chown(path("theirs"), Some(1000), None).unwrap();
+            symlink("own", path("their-link")).unwrap();
+            lchown(path("their-link"), Some(1000), None).unwrap();
+            for theirs in ["theirs", "their-link"] {
+                assert!(refusal(theirs).unwrap().contains("another user"), "{theirs}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_in_the_way_of_a_vm_is_neither_followed_nor_touched() {
+        let (dir, root) = root();
+        let victim = dir.path().join("victim");
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join("lock"), "kept").unwrap();
+        for (name, target) in [("link", &victim), ("dangling", &dir.path().join("nowhere"))] {
+            std::os::unix::fs::symlink(target, root.file(name)).unwrap();
+            assert!(root.claim(name).is_err(), "{name}");
+        }
+        fs::hard_link(victim.join("lock"), root.file("file")).unwrap();
+        assert!(root.claim("file").is_err());
+        root.sweep();
+        assert_eq!(fs::read(victim.join("lock")).unwrap(), b"kept");
+        assert!(!dir.path().join("nowhere").exists());
+        // Nor a lock that is a link: nobody's file is opened for writing, none is made.
+        fs::remove_file(root.file(".lock")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), root.file(".lock")).unwrap();
+        assert!(root.claim("web").is_err());
+        assert!(!dir.path().join("nowhere").exists());
     }
 
     #[test]

@@ -91,6 +91,36 @@ fn a_damaged_template_is_made_anew() {
     }
 }
 
+/// The checksum of a state file's body (the CRC-32 of zlib), as whoever forges one would fit it.
+fn checksum(body: &[u8]) -> u32 {
+    !body.iter().fold(!0, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 * (sum & 1)))
+    })
+}
+
+/// What fits its own checksum is refused for what it says: another host's processor, another format.
+#[test]
+fn a_template_from_elsewhere_is_refused_in_one_sentence() {
+    let host = Host::new();
+    finish(run(&host, &[], &["true"])).ok();
+    let file = templates(&host).remove(0).join("state");
+    let good = fs::read(&file).expect("a state file");
+    let forged = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut state = good.clone();
+        change(&mut state);
+        let sum = checksum(&state[24..]).to_le_bytes();
+        state[12..16].copy_from_slice(&sum);
+        fs::write(&file, state).expect("a file");
+        finish(run(&host, &["--timeline"], &["echo", "up"]))
+    };
+    // The body begins with the processor's maker.
+    forged(&|state| state[24..36].copy_from_slice(b"GenuineOther")).fails(125, "another processor");
+    forged(&|state| state.truncate(200)).ok();
+    let newer = forged(&|state| state[8] = 200);
+    assert_eq!((newer.stdout.as_str(), boots(&newer.stderr)), ("up\n", false), "made anew");
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
 #[test]
 fn clones_share_no_random_numbers() {
     let host = Host::new();

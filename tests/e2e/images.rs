@@ -7,7 +7,7 @@ use std::process::Command;
 
 use bulkhead_tests::image::{Layer, Layout};
 use bulkhead_tests::registry::Registry;
-use bulkhead_tests::{Finished, Host, finish, start, wait};
+use bulkhead_tests::{Finished, Host, child_named, finish, processes, signal, start, until, wait};
 use serde_json::{Value, json};
 
 /// A host with a layout whose lowest layer is the busybox root, and a store of its own.
@@ -206,6 +206,38 @@ fn an_image_is_pulled_from_a_registry_once() {
     assert_eq!((registry.asked(images.base.file_hex()), images.count("tmp")), (layer, 0));
     let missing = format!("127.0.0.1:{}/app:v2", registry.port);
     finish(images.bulkhead(["pull", &missing])).fails(125, "cannot pull");
+    assert_eq!((images.count("names"), images.count("tmp")), (1, 0));
+}
+
+#[test]
+fn a_pull_that_is_killed_leaves_nothing_the_next_one_does_not_clean() {
+    let images = Images::busybox(&json!({}));
+    let registry = Registry::new();
+    images.layout.serve(&registry);
+    let layer = images.base.file_hex();
+    let stall = |part: Option<&str>| {
+        registry.content.lock().expect("a registry").stalled = part.map(str::to_owned);
+    };
+    let name = format!("127.0.0.1:{}/app:v1", registry.port);
+    let before = processes();
+    stall(Some(layer));
+    for (asked, killed) in [(1, "bulkhead-pull"), (2, "bulkhead")] {
+        let child = start(images.bulkhead(["pull", &name]));
+        until("it fetches the layer", || registry.asked(layer) >= asked);
+        let pull = child_named(child.id(), "bulkhead-pull");
+        match killed {
+            "bulkhead" => signal(child.id(), "KILL"),
+            _ => signal(pull, "KILL"),
+        }
+        let ended = wait(child);
+        match killed {
+            "bulkhead" => assert_eq!(ended.code, 137),
+            _ => ended.fails(125, "bulkhead-pull ended without a word"),
+        }
+        until("neither is there any more", || processes() == before);
+    }
+    stall(None);
+    finish(images.bulkhead(["pull", &name])).ok();
     assert_eq!((images.count("names"), images.count("tmp")), (1, 0));
 }
 

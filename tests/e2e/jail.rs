@@ -13,15 +13,18 @@ const WORKER_CAPABILITIES: &str = "00000000800000db";
 const FIRST_USER: u32 = 0x7000_0000;
 
 /// A container that waits for /go, and its processes.
-struct Waiting {
+pub struct Waiting {
     host: Host,
     child: Child,
-    vmm: u32,
-    worker: u32,
+    /// The monitor's process.
+    pub vmm: u32,
+    /// The file worker's.
+    pub worker: u32,
 }
 
 impl Waiting {
-    fn start(options: &[&str]) -> Self {
+    /// Starts it.
+    pub fn start(options: &[&str]) -> Self {
         let host = Host::new();
         let command = ["sh", "-c", "touch /up; while ! test -e /go; do sleep 0.1; done; echo went"];
         let child = start(host.run(options, &command));
@@ -29,6 +32,12 @@ impl Waiting {
         let vmm = child_named(child.id(), "bulkhead-vmm");
         let worker = child_named(vmm, "bulkhead-fs");
         Self { host, child, vmm, worker }
+    }
+
+    /// Waits for it to fail, whatever became of its processes, in one sentence.
+    pub fn fails(self) -> Host {
+        wait(self.child).fails(125, "bulkhead");
+        self.host
     }
 
     fn end(self) {
@@ -144,7 +153,8 @@ fn only_what_is_needed_stays_open() {
         links.map(|link| link.to_string_lossy().into_owned()).collect::<Vec<_>>()
     };
     for link in links(waiting.vmm) {
-        let known = ["anon_inode:", "socket:[", "pipe:[", "/dev/null", "/dev/kvm"];
+        let known =
+            ["anon_inode:", "socket:[", "pipe:[", "/dev/null", "/dev/kvm", "/memfd:fs-state"];
         let lock = link.ends_with("/lock") || link.ends_with("/vmlinux");
         assert!(lock || known.iter().any(|known| link.starts_with(known)), "the VMM has {link}");
     }

@@ -19,3 +19,4 @@ mod podman_pod;
 mod process;
 mod snapshot;
 mod stdio;
+mod taken_over;

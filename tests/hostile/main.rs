@@ -108,7 +108,7 @@ attacks! {
     fuse_every_opcode_with_nothing,
     fuse_every_opcode_with_noise,
     fuse_headers_that_lie,
-    fuse_no_room_for_a_reply,
+    fuse_no_room_for_a_reply => End::Dead,
     fuse_requests_before_init,
     fuse_bogus_nodes,
     fuse_bogus_handles,

@@ -4,6 +4,7 @@
 
 pub mod bundle;
 pub mod image;
+pub mod inject;
 pub mod podman;
 pub mod registry;
 

@@ -18,6 +18,8 @@ pub struct Content {
     pub wanted: Option<String>,
     /// What who lacks it is told.
     pub challenge: String,
+    /// Paths with this in them are never answered.
+    pub stalled: Option<String>,
 }
 
 /// A registry with one repository, `app`; it serves as long as the process lives.
@@ -76,6 +78,14 @@ fn serve(mut stream: TcpStream, content: &Mutex<Content>) {
         if head.ends_with(b"\r\n\r\n") {
             let text = String::from_utf8_lossy(&head).into_owned();
             head.clear();
+            let stalled = content.lock().expect("the registry works").stalled.clone();
+            let path = text.split(' ').nth(1).unwrap_or_default();
+            if stalled.is_some_and(|part| path.contains(&part)) {
+                content.lock().expect("the registry works").asked.push(path.to_owned());
+                loop {
+                    thread::park();
+                }
+            }
             if stream.write_all(&answer(&text, content)).is_err() {
                 return;
             }

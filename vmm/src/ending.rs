@@ -62,6 +62,12 @@ pub enum Unexpected {
     /// The caller died before it had made the container.
     #[error("whoever started this VM ended before its container was created")]
     Abandoned,
+    /// Whoever serves its files is gone.
+    #[error("the VM's file worker ended (by signal {signal}), and with it the container's files")]
+    FsWorker {
+        /// Its number; 0 for a worker that ended by itself.
+        signal: i32,
+    },
     /// A vCPU's thread has no system call filter.
     #[error(transparent)]
     Jail(#[from] JailError),

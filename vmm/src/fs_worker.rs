@@ -14,11 +14,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_fs_server::{Options, ShareRoot};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
+use crate::ending::{Ending, Unexpected};
 use crate::jail::{JailError, Tree, WorkerJail};
 use crate::spawn;
 use crate::spec::Share;
@@ -110,6 +112,35 @@ impl FsWorker {
         let mut files = vec![0; len as usize];
         self.state.read_exact_at(&mut files, 0)?;
         Ok(files)
+    }
+}
+
+/// Ends the VM when its worker has ended: without files a container would go on failing for ever.
+pub struct Watch {
+    pidfd: OwnedFd,
+    ending: Ending,
+}
+
+impl FsWorker {
+    /// A watch over this worker.
+    pub fn watch(&self, ending: &Ending) -> io::Result<Watch> {
+        Ok(Watch { pidfd: self.pidfd.try_clone()?, ending: ending.clone() })
+    }
+}
+
+impl MutEventSubscriber for Watch {
+    fn init(&mut self, ops: &mut EventOps) {
+        // Cannot fail but for lack of kernel memory; then nobody could tell that the worker died.
+        ops.add(Events::new(&self.pidfd, EventSet::IN)).expect("a pidfd can be polled");
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        // It stays for `FsWorker` to reap.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), look).ok().flatten();
+        let signal = status.and_then(|status| status.terminating_signal()).unwrap_or(0);
+        self.ending.unexpected(Unexpected::FsWorker { signal });
+        let _ = ops.remove(events);
     }
 }
 

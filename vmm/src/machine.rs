@@ -128,6 +128,8 @@ impl Machine {
         let Wiring { mut events, mmio, places, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
         host_events.map(|host| events.add_subscriber(Arc::new(Mutex::new(host))));
+        let watch = fs_worker.watch(&ending).map_err(device_error("fs"))?;
+        events.add_subscriber(Arc::new(Mutex::new(watch)));
         Leash::of(spec, &ending).map(|leash| events.add_subscriber(Arc::new(Mutex::new(leash))));
 
         let bus = Bus {

@@ -1,21 +1,27 @@
 //! FUSE: what the worker says to the monitor, and what the guest says to the worker.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread::JoinHandle;
 
 use bulkhead_devices::fs::FsDevice;
 use bulkhead_devices::testing::Driver;
-use bulkhead_fs_server::{Options, ShareRoot, serve};
+use bulkhead_fs_server::{Options, ServeError, ShareRoot, save, serve};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 
 use crate::input::Input;
 use crate::scratch;
 
 const REQUESTS: usize = 1;
 const HEADER_LEN: usize = 40;
+const STATFS: u32 = 17;
+/// The number of a last request.
+const LAST: u64 = u64::MAX;
 
 fn message(opcode: u32, unique: u64, nodeid: u64, body: &[u8]) -> Vec<u8> {
     let len = (HEADER_LEN + body.len()) as u32;
@@ -62,28 +68,108 @@ pub fn reply_seeds() -> Vec<Vec<u8>> {
 
 /// Requests to a server whose shares are two small directories; the last bytes are sent as they are.
 pub fn requests(input: &[u8]) {
-    let dir = scratch::fresh();
-    let beside = dir.path().join("beside");
-    std::fs::write(&beside, "untouched").unwrap();
-    let shares = ["rw", "ro"].map(|name| share(dir.path(), name)).into();
-    let (client, server) = UnixStream::pair().unwrap();
-    let server = std::thread::spawn(move || {
-        let options = Options { threads_max: 2, ..Options::default() };
-        serve(OwnedFd::from(server), shares, options)
-    });
-    pump(&client, &stream(input));
-    let _ = server.join().expect("the server does not panic");
-    assert_eq!(std::fs::read(&beside).unwrap(), b"untouched");
-    let names = ["f", "d"].map(|name| dir.path().join("ro").join(name).exists());
-    assert_eq!(names, [true, true], "a read-only share is read-only");
+    let served = Served::new();
+    served.ask(None, &stream(input));
+}
+
+/// A server that goes on where another one was: the first half of the input, in pairs, changes bytes
+/// of what that one had saved, or is all of it; the second half are requests.
+pub fn saved(input: &[u8]) {
+    let served = Served::new();
+    let (changes, asked) = input.split_at(input.len() / 2);
+    let state = match changes.split_first() {
+        Some((0..=15, state)) => state.to_vec(),
+        _ => {
+            let mut state = served.save(&stream(&request_seeds()[0]));
+            for change in changes.chunks_exact(2) {
+                let at = usize::from(change[0]) % state.len().max(1);
+                state[at] = change[1];
+            }
+            state
+        }
+    };
+    served.ask(Some(state_file(&state)), &stream(asked));
+}
+
+pub fn saved_seeds() -> Vec<Vec<u8>> {
+    let asked = request_seeds();
+    // As much of each; the changes are to bytes beyond the state's first few.
+    asked.iter().map(|asked| [&vec![200; asked.len()][..], asked].concat()).collect()
+}
+
+/// Two shares and what lies beside them, which nothing may reach.
+struct Served(tempfile::TempDir);
+
+impl Served {
+    fn new() -> Self {
+        let dir = scratch::fresh();
+        std::fs::write(dir.path().join("beside"), "untouched").unwrap();
+        for name in ["rw", "ro"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.join("d")).unwrap();
+            std::fs::write(path.join("f"), "some bytes").unwrap();
+            std::os::unix::fs::symlink("../../beside", path.join("l")).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn serve(&self, state: Option<File>) -> (UnixStream, JoinHandle<Result<(), ServeError>>) {
+        let shares = ["rw", "ro"].map(|name| share(self.0.path(), name)).into();
+        let (client, server) = UnixStream::pair().unwrap();
+        let serving = std::thread::spawn(move || {
+            // One thread: answers come in order, and an input does the same each time.
+            let options = Options { threads_max: 1, state, ..Options::default() };
+            serve(OwnedFd::from(server), shares, options)
+        });
+        (client, serving)
+    }
+
+    /// Asks a server all of `asked`, and looks at what it has left.
+    fn ask(&self, state: Option<File>, asked: &[u8]) {
+        let (client, serving) = self.serve(state);
+        pump(&client, asked);
+        let _ = serving.join().expect("the server does not panic");
+        assert_eq!(std::fs::read(self.0.path().join("beside")).unwrap(), b"untouched");
+        let names = ["f", "d"].map(|name| self.0.path().join("ro").join(name).exists());
+        assert_eq!(names, [true, true], "a read-only share is read-only");
+    }
+
+    /// What a server saves that was asked `asked`, which is answered by less than a socket holds.
+    fn save(&self, asked: &[u8]) -> Vec<u8> {
+        let file = state_file(&[]);
+        let (client, serving) = self.serve(Some(file.try_clone().unwrap()));
+        (&client).write_all(asked).unwrap();
+        let unanswered = message(STATFS, LAST, 1, &[]);
+        (&client).write_all(&unanswered).unwrap();
+        while receive(&client) != LAST {}
+        let len = save(&client).expect("a server saves");
+        drop(client);
+        serving.join().unwrap().expect("a server that was asked well");
+        let mut state = vec![0; len as usize];
+        file.read_exact_at(&mut state, 0).unwrap();
+        state
+    }
+}
+
+/// Reads one answer and returns the number of what it answers.
+fn receive(mut client: &UnixStream) -> u64 {
+    let mut header = [0; 16];
+    client.read_exact(&mut header).unwrap();
+    let [len, number] = [&header[..4], &header[8..]]
+        .map(|bytes| bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)));
+    client.read_exact(&mut vec![0; len as usize - header.len()]).unwrap();
+    number
+}
+
+fn state_file(state: &[u8]) -> File {
+    let file = memfd_create("state", MemfdFlags::CLOEXEC).unwrap();
+    let file = File::from(file);
+    file.write_all_at(state, 0).unwrap();
+    file
 }
 
 fn share(dir: &Path, name: &str) -> ShareRoot {
-    let path = dir.join(name);
-    std::fs::create_dir_all(path.join("d")).unwrap();
-    std::fs::write(path.join("f"), "some bytes").unwrap();
-    std::os::unix::fs::symlink("../../beside", path.join("l")).unwrap();
-    let fd = openat(CWD, &path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let fd = openat(CWD, dir.join(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     ShareRoot { name: name.to_owned(), fd, readonly: name == "ro" }
 }
 

@@ -49,7 +49,7 @@ impl Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "transport", run: transport::run, seeds: transport::seeds },
     Target { name: "rng_queue", run: queues::rng, seeds: queues::seeds },
     Target { name: "net_queue", run: queues::net, seeds: queues::seeds },
@@ -58,6 +58,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "vsock_packets", run: vsock::run, seeds: vsock::seeds },
     Target { name: "fuse_replies", run: fuse::replies, seeds: fuse::reply_seeds },
     Target { name: "fuse_requests", run: fuse::requests, seeds: fuse::request_seeds },
+    Target { name: "fuse_saved", run: fuse::saved, seeds: fuse::saved_seeds },
     Target { name: "snapshot", run: snapshot::run, seeds: snapshot::seeds },
     Target { name: "kernel_log", run: snapshot::kernel_log, seeds: snapshot::kernel_log_seeds },
     Target { name: "vm_spec", run: documents::vm_spec, seeds: documents::vm_spec_seeds },

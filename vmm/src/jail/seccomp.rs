@@ -62,6 +62,7 @@ fn install(filter: &[sock_filter]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs::File;
 
     use super::*;
@@ -154,6 +155,44 @@ mod tests {
             }
             assert_eq!(verdict(&ours, 3, 0, [0; 6]), 0x8000_0000, "{name}: i386");
         }
+    }
+
+    /// The policies' calls by name: whether each allows any arguments, or some.
+    fn table() -> BTreeMap<String, [&'static str; 3]> {
+        let mut table: BTreeMap<String, [&str; 3]> = BTreeMap::new();
+        for (column, (_, name)) in POLICIES.iter().enumerate() {
+            let path = format!("{}/../resources/seccomp/{name}.json", env!("CARGO_MANIFEST_DIR"));
+            let json: serde_json::Value =
+                serde_json::from_reader(File::open(path).unwrap()).unwrap();
+            for rule in json[name]["filter"].as_array().unwrap() {
+                let call = rule["syscall"].as_str().unwrap().to_owned();
+                let cell = &mut table.entry(call).or_default()[column];
+                let any = rule.get("args").is_none() || *cell == "yes";
+                *cell = if any { "yes" } else { "some" };
+            }
+        }
+        table
+    }
+
+    #[test]
+    fn the_table_of_calls_is_the_policies() {
+        let table = table();
+        let text = include_str!("../../../resources/seccomp/README.md");
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| ")).skip(1);
+        let rows = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
+        let written: BTreeMap<String, [&str; 3]> =
+            rows.map(|row| (row[0].to_owned(), [row[1], row[2], row[3]])).collect();
+        for (call, cells) in &table {
+            assert_eq!(written.get(call), Some(cells), "{call} in resources/seccomp/README.md");
+        }
+        assert_eq!(written.len(), table.len(), "no call is in the table alone");
+        let allowed = |column: usize| table.values().filter(|row| !row[column].is_empty()).count();
+        let counts = [0, 1, 2].map(allowed);
+        let said = format!(
+            "Allowed: vCPU {}, event loop {}, file worker {}.",
+            counts[0], counts[1], counts[2]
+        );
+        assert!(text.contains(&said), "it should say {said:?}");
     }
 
     #[test]
