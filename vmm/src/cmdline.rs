@@ -9,8 +9,10 @@ use crate::spec::VmSpec;
 /// - `reboot=t panic=-1`: a restart or panic is a triple fault, which ends the VM at once.
 /// - `no_timer_check`: KVM's timer interrupts are not in doubt.
 /// - `dummy.numdummies=0`: no interface but those of the container.
+/// - `tsc=nowatchdog`: the TSC is not compared twice a second with kvm-clock, which is made of it.
 /// - `noreplace-smp`: leaves lock prefixes alone: patching them out costs more than they do.
-const BASE: &str = "reboot=t panic=-1 no_timer_check noreplace-smp dummy.numdummies=0";
+const BASE: &str =
+    "reboot=t panic=-1 no_timer_check noreplace-smp dummy.numdummies=0 tsc=nowatchdog";
 const WITH_CONSOLE: &str = "console=ttyS0 8250.nr_uarts=1";
 const WITHOUT_CONSOLE: &str = "quiet 8250.nr_uarts=0";
 
