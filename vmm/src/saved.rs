@@ -95,7 +95,8 @@ pub struct Saved {
     /// Checked against the VM's spec.
     pub state: VmState,
     memory: File,
-    working_set: WorkingSet,
+    /// `None` if this is the trial of a template that shall have one.
+    working_set: Option<WorkingSet>,
 }
 
 impl Saved {
@@ -106,14 +107,20 @@ impl Saved {
         state.check(spec)?;
         // SAFETY: the spec says that this descriptor was inherited for this use alone.
         let working_set = spec.working_set_fd.map(|fd| unsafe { File::from_raw_fd(fd) });
-        let working_set = working_set.map(|file| WorkingSet::read(&file, spec.memory_mib));
-        Ok(Self { state, memory, working_set: working_set.transpose()?.unwrap_or_default() })
+        let working_set = match working_set {
+            Some(file) => WorkingSet::read(&file, spec.memory_mib)?,
+            None => Some(WorkingSet::default()),
+        };
+        Ok(Self { state, memory, working_set })
     }
 
     /// Maps the memory file, and copies what will be written to.
     pub fn map_memory(&self, spec: &VmSpec) -> Result<Arc<GuestMemory>, SnapshotError> {
         let memory = snapshot::map(&self.memory, spec.memory_mib)?;
-        self.working_set.copy(&memory);
+        match &self.working_set {
+            Some(set) => set.copy(&memory),
+            None => snapshot::map_used_pages_alone(&memory, &self.memory),
+        }
         Ok(memory)
     }
 
@@ -132,8 +139,8 @@ impl Saved {
     pub fn restore_vcpus(&self, vm: &Vm) -> Result<Vec<Arc<Vcpu>>, MachineError> {
         let vcpus = vcpu::restore(&vm.fd, &self.state.vcpus)?;
         self.state.interrupts.restore(&vm.fd, vm.has_pit)?;
-        if let Some(vcpu) = vcpus.first() {
-            self.working_set.map_for(&vcpu.lock(), vm.memory());
+        if let (Some(vcpu), Some(set)) = (vcpus.first(), &self.working_set) {
+            set.map_for(&vcpu.lock(), vm.memory());
         }
         Ok(vcpus.into_iter().map(Arc::new).collect())
     }

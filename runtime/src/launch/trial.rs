@@ -1,4 +1,4 @@
-//! A trial of a new template: one container, whose VM shows which pages its clones write to.
+//! A trial of a new template: one container, whose VM shows which pages its clones use.
 //!
 //! The container's process is the agent's own program, which says a line and waits (`--trial`): no
 //! tenant has a part in what all clones of a template do before they run.
@@ -62,7 +62,7 @@ fn failed(action: &'static str) -> impl FnOnce(io::Error) -> TrialError {
 }
 
 /// Runs a container in a clone of `template` in `dir`, in a VM like `vm`, and returns what pages that
-/// had written to when the container's output came.
+/// had used when the container's output came.
 pub fn working_set(
     vm: VmSpec,
     program: &Path,
@@ -83,7 +83,7 @@ pub fn working_set(
         die_with_us(command);
     })?;
     let set = say_hello(&mut vmm, dir)
-        .and_then(|()| written(vmm.id(), &template.memory).map_err(failed("read its memory map")));
+        .and_then(|()| pages_of(vmm.id(), &template.memory).map_err(failed("read its memory map")));
     // An error says that it has ended already.
     let _ = vmm.kill().and_then(|()| vmm.wait());
     set
@@ -122,25 +122,31 @@ fn say_hello(vmm: &mut Child, dir: &VmDir) -> Result<(), TrialError> {
     }
 }
 
-/// The pages of the private mappings of `memory` in a process that are no longer the file's.
-fn written(process: u32, memory: &File) -> io::Result<WorkingSet> {
+/// The pages of the private mappings of `memory` in a process that are there, and those that are no
+/// longer the file's.
+fn pages_of(process: u32, memory: &File) -> io::Result<WorkingSet> {
     let inode = memory.metadata()?.ino();
     let pagemap = File::open(format!("/proc/{process}/pagemap"))?;
-    let mut pages = Vec::new();
+    let (mut used, mut written) = (Vec::new(), Vec::new());
     for line in fs::read_to_string(format!("/proc/{process}/maps"))?.lines() {
         let Some((start, end, offset)) = mapping_of(line, inode) else { continue };
         let mut entries = vec![0; ((end - start) / PAGE) as usize * size_of::<u64>()];
         pagemap.read_exact_at(&mut entries, start / PAGE * size_of::<u64>() as u64)?;
         let (entries, _) = entries.as_chunks::<8>();
         for (page, entry) in (offset / PAGE..).zip(entries) {
-            if u64::from_ne_bytes(*entry) & (PRESENT | OF_FILE) == PRESENT {
-                pages.push(page as u32);
+            let entry = u64::from_ne_bytes(*entry);
+            if entry & PRESENT != 0 {
+                used.push(page as u32);
+            }
+            if entry & (PRESENT | OF_FILE) == PRESENT {
+                written.push(page as u32);
             }
         }
     }
     // Mappings come in the order of their addresses.
-    pages.sort_unstable();
-    Ok(WorkingSet::of_pages(pages))
+    used.sort_unstable();
+    written.sort_unstable();
+    Ok(WorkingSet::of_pages(used, written))
 }
 
 /// Start, end and offset of the mapping that a line of maps (proc_pid_maps(5)) describes, if it is one
@@ -150,6 +156,7 @@ fn mapping_of(line: &str, inode: u64) -> Option<(u64, u64, u64)> {
     let (start, end) = fields.next()?.split_once('-')?;
     let hex = |text| u64::from_str_radix(text, 16).ok();
     let offset = hex(fields.nth(1)?)?;
+    // Behind the device.
     let found = fields.nth(1)?.parse() == Ok(inode);
     found.then_some((hex(start)?, hex(end)?, offset))
 }
@@ -157,27 +164,29 @@ fn mapping_of(line: &str, inode: u64) -> Option<(u64, u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
 
     #[test]
-    fn written_pages_are_found_and_read_ones_are_not() {
+    fn used_pages_are_found_and_those_written_to_among_them() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8 * PAGE).unwrap();
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-        let len = 8 * PAGE as usize;
-        // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let start = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, &file, 0) };
-        let start = start.unwrap().cast::<u8>();
+        let map = |first: u64, pages: usize| {
+            let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            let (len, offset) = (pages * PAGE as usize, first * PAGE);
+            // SAFETY: a fresh mapping at an address of the kernel's choice, which stays.
+            let start =
+                unsafe { mmap(std::ptr::null_mut(), len, protection, flags, &file, offset) };
+            start.unwrap().cast::<u8>()
+        };
+        let start = map(0, 8);
         for page in [2, 3, 6] {
             // SAFETY: within the mapping.
             unsafe { start.add(page * PAGE as usize).write_volatile(1) };
         }
-        // SAFETY: as above.
-        assert_eq!(unsafe { start.add(5 * PAGE as usize).read_volatile() }, 0);
-        let set = written(std::process::id(), &file).unwrap();
-        assert_eq!(set, WorkingSet::of_pages([2, 3, 6]));
-        // SAFETY: the mapping, which nobody uses any more.
-        unsafe { munmap(start.cast(), len) }.unwrap();
+        // SAFETY: within a mapping of its own, to which no neighbours can come.
+        assert_eq!(unsafe { map(5, 1).read_volatile() }, 0);
+        let set = pages_of(std::process::id(), &file).unwrap();
+        assert_eq!(set, WorkingSet::of_pages([2, 3, 5, 6], [2, 3, 6]));
     }
 
     #[test]

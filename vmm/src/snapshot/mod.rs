@@ -16,6 +16,7 @@
 mod cpu;
 mod file;
 mod memory;
+mod trial;
 mod vcpu;
 mod vm;
 mod working_set;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use self::cpu::Cpu;
 pub use self::file::{decode, encode, read, seal, verify, write};
 pub use self::memory::{map, save as save_memory};
+pub use self::trial::map_used_pages_alone;
 pub use self::vcpu::{VcpuState, msr_indices};
 pub use self::vm::InterruptState;
 pub use self::working_set::WorkingSet;

@@ -1,8 +1,8 @@
-//! The pages that a clone writes to on its way to its container's first output, as they were seen in a
-//! trial when the template was made. A clone copies them and maps them for its guest all at once,
-//! before it runs: one by one, each would cost the guest an exit, most of them two.
+//! The pages that a clone uses on its way to its container's first output, as they were seen in a trial
+//! when the template was made. A clone copies those it writes to, and maps all of them for its guest
+//! at once, before it runs: one by one, each would cost the guest an exit, most of the former two.
 //!
-//! The file is sealed like a state file; its body is a list of runs of pages of the memory file.
+//! The file is sealed like a state file; its body is two lists of runs of pages of the memory file.
 
 use std::fs::File;
 use std::io::Write;
@@ -31,67 +31,60 @@ struct Run {
     count: u32,
 }
 
-/// Runs of pages of a memory file, in order, none of which meets another.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WorkingSet(Vec<Run>);
+/// Pages of a memory file, as runs in order, none of which meets another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkingSet {
+    /// What the guest uses.
+    used: Vec<Run>,
+    /// What it writes to.
+    written: Vec<Run>,
+}
 
 impl WorkingSet {
     /// The set of these pages, which come in order. Beyond the largest set, they are left out.
-    pub fn of_pages(pages: impl IntoIterator<Item = u32>) -> Self {
-        let mut runs: Vec<Run> = Vec::new();
-        for page in pages.into_iter().take(PAGES_MAX as usize) {
-            match runs.last_mut() {
-                Some(run) if run.first + run.count == page => run.count += 1,
-                _ => runs.push(Run { first: page, count: 1 }),
-            }
-        }
-        Self(runs)
-    }
-
-    /// Number of pages.
-    pub fn len(&self) -> u64 {
-        self.0.iter().map(|run| u64::from(run.count)).sum()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub fn of_pages(
+        used: impl IntoIterator<Item = u32>,
+        written: impl IntoIterator<Item = u32>,
+    ) -> Self {
+        Self { used: runs(used), written: runs(written) }
     }
 
     /// Writes the set to an empty file.
     pub fn write(&self, mut to: &File) -> Result<(), SnapshotError> {
-        let body = postcard::to_stdvec(&self.0);
+        let body = postcard::to_stdvec(self);
         let body = body.map_err(|_| SnapshotError::Busy("its working set does not encode"))?;
         to.write_all(&super::seal(&body)).map_err(file("write"))
     }
 
-    /// Reads the set of a memory file of `mib` MiB. Of a template on trial it is empty yet.
-    pub fn read(from: &File, mib: u32) -> Result<Self, SnapshotError> {
+    /// Reads the set of a memory file of `mib` MiB; there is none yet for a template on trial.
+    pub fn read(from: &File, mib: u32) -> Result<Option<Self>, SnapshotError> {
         let bytes = file::bytes(from)?;
         if bytes.is_empty() {
-            return Ok(Self::default());
+            return Ok(None);
         }
-        let Ok((runs, [])) = postcard::take_from_bytes::<Vec<Run>>(file::body(&bytes)?) else {
+        let Ok((set, [])) = postcard::take_from_bytes::<Self>(file::body(&bytes)?) else {
             return Err(SnapshotError::Damaged("its working set does not decode"));
         };
-        let mut end = 0;
-        for run in &runs {
-            if u64::from(run.first) < end || run.count == 0 {
-                return Err(SnapshotError::Damaged("its working set is out of order"));
+        for runs in [&set.used, &set.written] {
+            let mut end = 0;
+            for run in runs {
+                if u64::from(run.first) < end || run.count == 0 {
+                    return Err(SnapshotError::Damaged("its working set is out of order"));
+                }
+                end = u64::from(run.first) + u64::from(run.count);
             }
-            end = u64::from(run.first) + u64::from(run.count);
+            let pages: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
+            if end > (u64::from(mib) << 20) / PAGE || pages > PAGES_MAX {
+                return Err(SnapshotError::Damaged("its working set is too large"));
+            }
         }
-        let set = Self(runs);
-        if end > (u64::from(mib) << 20) / PAGE || set.len() > PAGES_MAX {
-            return Err(SnapshotError::Damaged("its working set is too large"));
-        }
-        Ok(set)
+        Ok(Some(set))
     }
 
-    /// Takes a copy of each page. Advice alone: where the host's kernel cannot (before Linux 5.14),
-    /// pages are copied when they are written to.
+    /// Takes a copy of each page that is written to. Advice alone: where the host's kernel cannot
+    /// (before Linux 5.14), pages are copied when the guest gets there.
     pub fn copy(&self, memory: &GuestMemory) {
-        self.parts(memory, |region, at, len| {
+        parts(&self.written, memory, |region, at, len| {
             // SAFETY: `at` and `len` lie within the region's mapping, as `parts` promises, and this
             // advice changes no contents.
             unsafe {
@@ -105,7 +98,7 @@ impl WorkingSet {
     /// Maps each page for the guest of `vcpu`, whose registers are set. Where KVM cannot (before
     /// Linux 6.11), they are mapped when the guest gets there.
     pub fn map_for(&self, vcpu: &VcpuFd, memory: &GuestMemory) {
-        self.parts(memory, |region, at, len| {
+        parts(&self.used, memory, |region, at, len| {
             let gpa = region.start_addr().0 + at;
             let mut wanted = kvm_pre_fault_memory { gpa, size: len, ..Default::default() };
             // SAFETY: KVM reads and writes a kvm_pre_fault_memory, which `wanted` is, and guest
@@ -113,27 +106,38 @@ impl WorkingSet {
             unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), &mut wanted) == 0 }
         });
     }
+}
 
-    /// Calls `act` with the part of each run that lies in a region of memory: the region, where in it
-    /// that begins, and how many bytes it has. Ends when `act` returns false.
-    fn parts(
-        &self,
-        memory: &GuestMemory,
-        mut act: impl FnMut(&<GuestMemory as GuestMemoryBackend>::R, u64, u64) -> bool,
-    ) {
-        let mut before = 0;
-        for region in memory.iter() {
-            let region_end = before + region.len();
-            for run in &self.0 {
-                let start = (u64::from(run.first) * PAGE).max(before);
-                let end = (u64::from(run.first) + u64::from(run.count)) * PAGE;
-                let end = end.min(region_end);
-                if start < end && !act(region, start - before, end - start) {
-                    return;
-                }
-            }
-            before = region_end;
+fn runs(pages: impl IntoIterator<Item = u32>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for page in pages.into_iter().take(PAGES_MAX as usize) {
+        match runs.last_mut() {
+            Some(run) if run.first + run.count == page => run.count += 1,
+            _ => runs.push(Run { first: page, count: 1 }),
         }
+    }
+    runs
+}
+
+/// Calls `act` with the part of each run that lies in a region of memory: the region, where in it
+/// that begins, and how many bytes it has. Ends when `act` returns false.
+fn parts(
+    runs: &[Run],
+    memory: &GuestMemory,
+    mut act: impl FnMut(&<GuestMemory as GuestMemoryBackend>::R, u64, u64) -> bool,
+) {
+    let mut before = 0;
+    for region in memory.iter() {
+        let region_end = before + region.len();
+        for run in runs {
+            let start = (u64::from(run.first) * PAGE).max(before);
+            let end = (u64::from(run.first) + u64::from(run.count)) * PAGE;
+            let end = end.min(region_end);
+            if start < end && !act(region, start - before, end - start) {
+                return;
+            }
+        }
+        before = region_end;
     }
 }
 
@@ -153,12 +157,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_too_much_is_left_out() {
-        let set = WorkingSet::of_pages([0, 1, 2, 7, 9, 10]);
-        assert_eq!(set.0.len(), 3);
-        assert_eq!(WorkingSet::read(&written(&set), 64).unwrap(), set);
-        let all = WorkingSet::of_pages(0..1 << 14);
-        assert_eq!(all.len(), PAGES_MAX);
-        assert_eq!(WorkingSet::read(&written(&all), 64).unwrap(), all);
+        let set = WorkingSet::of_pages([0, 1, 2, 7, 9, 10], [1, 2]);
+        assert_eq!((set.used.len(), set.written.len()), (3, 1));
+        assert_eq!(WorkingSet::read(&written(&set), 64).unwrap(), Some(set));
+        let all = WorkingSet::of_pages(0..1 << 14, []);
+        assert_eq!(all.used, [Run { first: 0, count: PAGES_MAX as u32 }]);
+        assert_eq!(WorkingSet::read(&written(&all), 64).unwrap(), Some(all));
+        assert_eq!(WorkingSet::read(&tempfile::tempfile().unwrap(), 64).unwrap(), None);
     }
 
     #[test]
@@ -171,8 +176,11 @@ mod tests {
             vec![run(u32::MAX, u32::MAX)],
             vec![run(0, PAGES_MAX as u32 + 1)],
         ] {
-            let read = WorkingSet::read(&written(&WorkingSet(runs.clone())), 64);
-            assert!(matches!(read, Err(SnapshotError::Damaged(_))), "{runs:?}");
+            for (used, written_to) in [(runs.clone(), vec![]), (vec![], runs.clone())] {
+                let set = WorkingSet { used, written: written_to };
+                let read = WorkingSet::read(&written(&set), 64);
+                assert!(matches!(read, Err(SnapshotError::Damaged(_))), "{set:?}");
+            }
         }
     }
 
@@ -183,10 +191,10 @@ mod tests {
         memory.set_len(4 << 30).unwrap();
         let memory = crate::snapshot::map(&memory, 4096).unwrap();
         let (below, all) = ((3u64 << 30 >> 12) as u32, (4u64 << 30 >> 12) as u32);
-        let set = WorkingSet::of_pages([1, below - 1, below, below + 1, all - 1]);
-        let mut parts = Vec::new();
-        set.parts(&memory, |region, at, len| {
-            parts.push((region.start_addr().0 + at, len));
+        let set = WorkingSet::of_pages([], [1, below - 1, below, below + 1, all - 1]);
+        let mut found = Vec::new();
+        parts(&set.written, &memory, |region, at, len| {
+            found.push((region.start_addr().0 + at, len));
             true
         });
         let expected = [
@@ -195,7 +203,7 @@ mod tests {
             (1 << 32, 0x2000),
             ((5 << 30) - 0x1000, 0x1000),
         ];
-        assert_eq!(parts, expected);
+        assert_eq!(found, expected);
         set.copy(&memory);
     }
 
@@ -204,8 +212,8 @@ mod tests {
         fn nonsense_is_refused(body in proptest::collection::vec(any::<u8>(), 0..64)) {
             let file = tempfile::tempfile().unwrap();
             file.write_all_at(&crate::snapshot::seal(&body), 0).unwrap();
-            if let Ok(set) = WorkingSet::read(&file, 64) {
-                prop_assert!(set.len() <= PAGES_MAX);
+            if let Ok(Some(set)) = WorkingSet::read(&file, 64) {
+                prop_assert!(set.used.len() + set.written.len() <= 2 * PAGES_MAX as usize);
             }
         }
     }
