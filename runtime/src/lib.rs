@@ -32,6 +32,7 @@ mod state;
 mod templates;
 mod terminal;
 mod timeline;
+mod user;
 mod verdict;
 mod vmm;
 

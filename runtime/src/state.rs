@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
+use crate::user;
+
 /// The root directory for root.
 const SYSTEM_ROOT: &str = "/run/bulkhead";
 /// What is kept of an OCI container, in its directory.
@@ -78,17 +80,22 @@ impl Root {
     pub fn choose(asked: Option<PathBuf>) -> Result<Self, StateError> {
         let path = match asked {
             Some(root) => std::path::absolute(&root).map_err(failed("find", &root))?,
-            None if rustix::process::geteuid().is_root() => SYSTEM_ROOT.into(),
-            None => {
-                let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-                Path::new(&runtime.ok_or(StateError::NoRoot)?).join("bulkhead")
-            }
+            None => Self::usual()?,
         };
         match distrust(&path) {
             Ok(None) => Ok(Self(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self(path)),
             Ok(Some(what)) => Err(StateError::Untrusted { path, what }),
             Err(error) => Err(failed("examine", &path)(error)),
+        }
+    }
+
+    fn usual() -> Result<PathBuf, StateError> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        match runtime.filter(|_| !user::is_host_root()) {
+            Some(dir) => Ok(Path::new(&dir).join("bulkhead")),
+            None if rustix::process::geteuid().is_root() => Ok(SYSTEM_ROOT.into()),
+            None => Err(StateError::NoRoot),
         }
     }
 

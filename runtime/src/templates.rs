@@ -31,6 +31,8 @@ const BELOW_CACHE: &str = "bulkhead/templates";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const PAGES: &str = "pages";
+use crate::user;
+
 /// Templates kept, each some 40 MiB on disk: one for every shape of VM a host is likely to use.
 const KEPT_MAX: usize = 16;
 
@@ -83,7 +85,7 @@ impl Templates {
         if let Some(dir) = set(VARIABLE) {
             return Ok(Self(dir));
         }
-        if rustix::process::geteuid().is_root() {
+        if user::is_host_root() {
             return Ok(Self(SYSTEM_DIR.into()));
         }
         let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));

@@ -17,6 +17,7 @@ mod podman;
 mod podman_network;
 mod podman_pod;
 mod process;
+mod rootless;
 mod snapshot;
 mod stdio;
 mod taken_over;

@@ -5,9 +5,10 @@ use std::os::fd::AsRawFd;
 use std::time::SystemTime;
 
 use bulkhead_image::store::{Container, Store};
-use bulkhead_protocol::rpc::agent::{ContainerSpec, StartFailure};
+use bulkhead_protocol::rpc::agent::{ContainerSpec, Process, StartFailure};
 use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
 use bulkhead_vmm::timeline::Timeline;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::features;
 use crate::agent::{Agent, AgentError};
@@ -124,8 +125,12 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
     drop(network.taps);
     let container = plan::container(&request, &facts, &name, clock_ns());
     let container = ContainerSpec { network: Some(network.spec).into(), ..container };
-    write_down(&dir, &vmm, &name, &container)?;
-    let agent = Agent::connect(&dir.socket(), container)?;
+    let process = container.process.get_or_default().clone();
+    let agent = match Agent::connect(&dir.socket(), container) {
+        Ok(agent) => agent,
+        Err(error) => return unreachable(vmm, error),
+    };
+    write_down(&dir, &vmm, &name, &process)?;
     let raw_wanted = request.tty && request.interactive;
     let session = Session::new(vmm, agent, signals, facts.window, raw_wanted, &timeline);
     let session = session.with_stop_signal(facts.image.and_then(|image| image.stop_signal));
@@ -137,13 +142,20 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
     exit_code(ended)
 }
 
+/// Nobody to connect to: the VMM has ended already, and that says more than our error.
+fn unreachable(vmm: Vmm, error: AgentError) -> Result<u8, RunError> {
+    /// How long a VMM may be gone before it can be waited for.
+    const END_MAX: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(&vmm.pidfd(), PollFlags::IN)], Some(&END_MAX));
+    if !matches!(ended, Ok(1..)) {
+        return Err(error.into());
+    }
+    let (status, report) = vmm.wait().map_err(RunError::Session)?;
+    exit_code(Ended { status, report, cause: None })
+}
+
 /// Lets other verbs (exec, kill, ps, list) find the container while it runs.
-fn write_down(
-    dir: &VmDir,
-    vmm: &Vmm,
-    name: &str,
-    container: &ContainerSpec,
-) -> Result<(), RunError> {
+fn write_down(dir: &VmDir, vmm: &Vmm, name: &str, process: &Process) -> Result<(), RunError> {
     let record = Record {
         id: name.to_owned(),
         bundle: Default::default(),
@@ -156,11 +168,7 @@ fn write_down(
         process: HostProcess::identify(vmm.pid()).map_err(RunError::Session)?,
         phase: Phase::Running,
     };
-    Ok(oci::container::Container::write_run(
-        dir.path(),
-        &record,
-        container.process.get_or_default(),
-    )?)
+    Ok(oci::container::Container::write_run(dir.path(), &record, process)?)
 }
 
 /// The root of an image's container, and what the image says about it.

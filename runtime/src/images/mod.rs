@@ -16,6 +16,7 @@ use bulkhead_image::store::{Container, Record, Store, StoreError};
 
 use crate::assets::{self, AssetError, Dirs};
 use crate::oci::signal::SignalError;
+use crate::user;
 pub use fetch::Access;
 use fetch::FetchError;
 use progress::Bars;
@@ -132,7 +133,7 @@ fn pull_name(
 }
 
 fn check_root() -> Result<(), ImageError> {
-    match rustix::process::geteuid().is_root() {
+    match user::is_host_root() {
         true => Ok(()),
         false => Err(ImageError::NotRoot),
     }

@@ -122,6 +122,10 @@ impl Network {
     /// Takes over what was put into the network namespace of a VMM since it runs: an engine finds it
     /// as that of the container's process. The VM has `room` for so many interfaces.
     pub fn of_vmm(vmm: HostProcess, room: usize) -> Result<Self, NetError> {
+        if !rustix::process::geteuid().is_root() {
+            // Its namespace is below a user namespace that only the VMM itself is in.
+            return Ok(Self::default());
+        }
         let path = PathBuf::from(format!("/proc/{}/ns/net", vmm.pid));
         let enter = |source| NetError::Enter { path: path.clone(), source };
         let namespace = File::open(&path).map_err(enter)?;

@@ -42,6 +42,7 @@ use crate::net::{self, NetError};
 use crate::settings::{Settings, SettingsError};
 use crate::state::{Root, StateError, VmDir};
 use crate::terminal;
+use crate::user;
 use crate::verdict::{self, VerdictError};
 use crate::vmm::{Course, VmmError};
 
@@ -194,7 +195,7 @@ fn cgroup(
     let cgroup = host_cgroup(record)?;
     match cgroup.create(&Limits::of_vm(vm, resources)) {
         Ok(()) => Ok(Some(cgroup)),
-        Err(_) if !rustix::process::geteuid().is_root() => Ok(None),
+        Err(_) if !user::is_host_root() => Ok(None),
         Err(error) => Err(error),
     }
 }

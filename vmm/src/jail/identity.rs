@@ -1,6 +1,8 @@
 //! Who a jailed process is, and what it may still do.
 
+use std::fs;
 use std::io;
+use std::ops::Range;
 
 use rustix::fs::{Gid, Uid};
 use rustix::process::{
@@ -25,6 +27,30 @@ const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
 /// Whether this process can build a jail without a user namespace.
 pub fn is_privileged() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(NEEDED))
+}
+
+/// A user and group that no one else has: `wanted`, if this user namespace has it, else its last one,
+/// which is for nothing else. `None` if there is no other than this process's own.
+pub fn spare_user(wanted: u32) -> Option<u32> {
+    let maps = ["/proc/self/uid_map", "/proc/self/gid_map"].map(fs::read_to_string);
+    let [users, groups] = maps.map(|map| ids(&map.unwrap_or_default()));
+    let has = |ids: &[Range<u64>]| ids.iter().any(|range| range.contains(&wanted.into()));
+    if has(&users) && has(&groups) {
+        return Some(wanted);
+    }
+    let last = |ids: &[Range<u64>]| ids.iter().map(|range| range.end - 1).max();
+    let last = last(&users)?.min(last(&groups)?);
+    u32::try_from(last).ok().filter(|last| *last > 0)
+}
+
+/// The IDs that a uid_map or gid_map (user_namespaces(7)) knows inside.
+fn ids(map: &str) -> Vec<Range<u64>> {
+    let ids = |line: &str| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
+        let (first, _, length) = (numbers.next()??, numbers.next()?, numbers.next()??);
+        Some(first..first.checked_add(length)?)
+    };
+    map.lines().filter_map(ids).filter(|range| !range.is_empty()).collect()
 }
 
 /// Becomes user and group `user`, without any capability and any way to get one back.
@@ -85,4 +111,24 @@ pub fn drop_bounding_set(kept: CapabilitySet) -> Result<(), JailError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_say_which_ids_there_are() {
+        assert_eq!(ids("0 1000 1\n1 100000 65536\n"), [0..1, 1..65537]);
+        assert_eq!(ids("0 0 4294967295").first(), Some(&(0..4_294_967_295)));
+        assert_eq!(ids("0 0 0\n1 x\n"), []);
+    }
+
+    #[test]
+    fn root_of_the_host_has_every_user_to_spare() {
+        let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+        if map.split_whitespace().eq(["0", "0", "4294967295"]) {
+            assert_eq!(spare_user(0x7000_0001), Some(0x7000_0001));
+        }
+    }
 }

@@ -67,7 +67,8 @@ impl JailError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Builder {
     /// Root's; the VMM becomes this user. Living processes have different IDs, so the users of
-    /// living VMMs differ, and a dead one's user owned nothing.
+    /// living VMMs differ, and a dead one's user owned nothing. A rootless engine's user namespace
+    /// has but one to spare, for all of its VMMs.
     Root { user: u32 },
     /// A user's own, inside a user namespace.
     User,
@@ -92,11 +93,14 @@ impl Jail {
         // SAFETY: the caller says that there is no other thread, and this one keeps no reference
         // into the environment.
         unsafe { descriptors::wipe_environment() };
-        let builder = if identity::is_privileged() {
-            Builder::Root { user: FIRST_USER + getpid().as_raw_nonzero().get() as u32 }
-        } else {
-            namespaces::become_user_namespace_root()?;
-            Builder::User
+        let wanted = FIRST_USER + getpid().as_raw_nonzero().get() as u32;
+        let spare = identity::is_privileged().then(|| identity::spare_user(wanted)).flatten();
+        let builder = match spare {
+            Some(user) => Builder::Root { user },
+            None => {
+                namespaces::become_user_namespace_root()?;
+                Builder::User
+            }
         };
         namespaces::leave_network()?;
         let sockets = root::sockets(&spec.vsock, builder)
