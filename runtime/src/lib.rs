@@ -138,7 +138,7 @@ fn oci(command: &Command, root: &Root, log: &Log, global: &Global) -> Result<u8,
         Command::Resume(resume) => resume::run(resume, root).map(|()| 0),
         Command::Events(events) => events::run(events, root).map(|()| 0),
         Command::Spec(spec) => spec::run(spec).map(|()| 0),
-        Command::Features => features::run().map(|()| 0),
+        Command::Features(_) => features::run().map(|()| 0),
         // Done in `main`.
         Command::Bench(_)
         | Command::Doctor(_)

@@ -1,10 +1,13 @@
 //! The command line as typed. What it means is decided in [`crate::request`].
 
 pub mod oci;
+mod verbs;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+
+use self::verbs::verbs;
 
 /// Containers in Linux kernels of their own.
 #[derive(Debug, Parser)]
@@ -16,49 +19,52 @@ pub struct Args {
     pub command: Command,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum Command {
+verbs! {
     /// Run a command from an image or a root directory, or a bundle's container; its exit code is bulkhead's
-    Run(Box<RunArgs>),
+    Run(Box<RunArgs>) = "run",
     /// Make the container of a bundle, ready to be started
-    Create(oci::CreateArgs),
+    Create(oci::CreateArgs) = "create",
     /// Start the process of a created container
-    Start(oci::IdArgs),
+    Start(oci::IdArgs) = "start",
     /// Print what a container is doing, as JSON
-    State(oci::IdArgs),
+    State(oci::IdArgs) = "state",
     /// Send a signal to a container
-    Kill(oci::KillArgs),
+    Kill(oci::KillArgs) = "kill",
     /// Remove a container
-    Delete(oci::DeleteArgs),
+    Delete(oci::DeleteArgs) = "delete",
     /// Run a further process in a running container
-    Exec(Box<oci::ExecArgs>),
+    Exec(Box<oci::ExecArgs>) = "exec",
     /// List the processes of a container
-    Ps(oci::PsArgs),
+    Ps(oci::PsArgs) = "ps",
     /// List containers
-    List(oci::ListArgs),
+    List(oci::ListArgs) = "list",
     /// Stop a container's virtual CPUs
-    Pause(oci::IdArgs),
+    Pause(oci::IdArgs) = "pause",
     /// Let them run again
-    Resume(oci::IdArgs),
+    Resume(oci::IdArgs) = "resume",
     /// Print what a container uses, and when it runs out of memory, as JSON
-    Events(oci::EventsArgs),
+    Events(oci::EventsArgs) = "events",
     /// Change a container's limits
-    Update(Box<oci::UpdateArgs>),
+    Update(Box<oci::UpdateArgs>) = "update",
     /// Write a config.json to start from
-    Spec(oci::SpecArgs),
+    Spec(oci::SpecArgs) = "spec",
     /// Print what this runtime can do, as JSON (OCI runtime specification, features.md)
-    Features,
+    Features(NoArgs) = "features",
     /// Bring an image into the store
-    Pull(PullArgs),
+    Pull(PullArgs) = "pull",
     /// List the images in the store
-    Images(ImagesArgs),
+    Images(ImagesArgs) = "images",
     /// Remove images from the store
-    Rmi(RmiArgs),
+    Rmi(RmiArgs) = "rmi",
     /// Say whether this host can run micro-VMs, by trying, and what to do if it cannot
-    Doctor(DoctorArgs),
+    Doctor(DoctorArgs) = "doctor",
     /// Measure starts, files, pipes and memory, here and beside others
-    Bench(Box<BenchArgs>),
+    Bench(Box<BenchArgs>) = "bench",
 }
+
+/// A verb that takes nothing.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct NoArgs {}
 
 /// `bulkhead run`
 #[derive(Clone, Debug, clap::Args)]
