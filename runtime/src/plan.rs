@@ -58,6 +58,7 @@ pub fn vm(
         restore: None,
         working_set_fd: None,
         shares: std::iter::once(root).chain(volumes).collect(),
+        idmap: request.idmap,
         nets: Vec::new(),
         net_places: 0,
         limits: limits::or(request.limits, facts.limits),

@@ -247,6 +247,7 @@ mod tests {
             restore: None,
             working_set_fd: None,
             shares: Vec::new(),
+            idmap: None,
             nets: Vec::new(),
             net_places: 0,
             limits: Default::default(),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use bulkhead_tests::{Host, checksums, debian, finish};
 
@@ -184,4 +185,33 @@ fn nothing_outside_the_root_is_there() {
     let script = "cat /escape /../secret ../../secret; cd /; ls ..; find / -xdev -name secret";
     let finished = host.sh(script);
     assert!(!finished.stdout.contains("secret"), "{finished:?}");
+}
+
+/// Root of the container is somebody else on the host, in the files it finds and in those it makes.
+#[test]
+fn the_container_s_users_can_be_others_on_the_host() {
+    let host = Host::new();
+    let dir = host.path("mapped");
+    // A file system that maps IDs, whatever the lab's own does.
+    let prepare = "mkdir \"$0\" && mount -t tmpfs mapped \"$0\" && cp -a \"$1\" \"$0/root\" &&
+        chown -Rh 100000:100000 \"$0/root\" && touch \"$0/root/stranger\"";
+    let mut command = Command::new("sh");
+    let prepared = command.args(["-c", prepare]).arg(&dir).arg(&host.rootfs).status();
+    assert!(prepared.expect("sh runs").success());
+    let script = "stat -c %u:%g /bin/busybox /stranger; touch /new; chown 5:6 /new
+        cp /bin/busybox /tool; chmod 4755 /tool; chown 70000 /new 2>/dev/null || echo no such user
+        rm /stranger 2>/dev/null; id -u";
+    let mut run = host.bulkhead(["run", "--idmap", "100000", "--rootfs"]);
+    run.arg(dir.join("root")).args(["--", "sh", "-c", script]);
+    let said = finish(run);
+    let owner = |name: &str| {
+        let found = fs::metadata(dir.join("root").join(name)).expect("a file");
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    let (new, tool) = (owner("new"), owner("tool"));
+    let unmounted = Command::new("umount").arg("-l").arg(&dir).status();
+    assert!(unmounted.expect("umount runs").success());
+    assert_eq!(said.ok(), "0:0\n65534:65534\nno such user\n0\n");
+    assert_eq!((new.0, new.1), (100_005, 100_006));
+    assert_eq!(tool, (100_000, 100_000, 0o4755));
 }

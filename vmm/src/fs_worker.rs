@@ -23,7 +23,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use crate::ending::{Ending, Unexpected};
 use crate::jail::{JailError, Tree, WorkerJail};
 use crate::spawn;
-use crate::spec::Share;
+use crate::spec::{Share, VmSpec};
 
 /// The verb of `bulkhead-vmm` that makes it a worker.
 pub const VERB: &str = "fs-worker";
@@ -36,6 +36,22 @@ pub enum FsWorkerError {
     Share {
         /// The share's name.
         name: String,
+        /// Its host path.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// No namespace to translate by.
+    #[error(
+        "cannot map the guest's users to others of the host, which takes root's privileges: {0}"
+    )]
+    IdMap(#[source] io::Error),
+    /// A share's owners cannot be translated.
+    #[error(
+        "cannot show {path} with other owners ({source}): its file system, or one mounted below it, \
+         maps no IDs"
+    )]
+    Unmapped {
         /// Its host path.
         path: PathBuf,
         /// What failed.
@@ -71,10 +87,12 @@ impl FsWorker {
     /// Starts a worker for `shares` that is to build `jail`; returns it with the VMM's end of its
     /// socket. It knows what another one knew that [saved](FsWorker::save) `files`, if those are any.
     pub fn spawn(
-        shares: &[Share],
+        spec: &VmSpec,
         files: &[u8],
         jail: WorkerJail,
     ) -> Result<(Self, OwnedFd), FsWorkerError> {
+        let ids = spec.idmap.map(|ids| ids.user_namespace()).transpose();
+        let ids = ids.map_err(FsWorkerError::IdMap)?;
         let state = state_file(files).map_err(FsWorkerError::Spawn)?;
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -88,12 +106,9 @@ impl FsWorker {
         let mut arguments = vec![VERB.to_owned()];
         arguments.extend(inherited.iter().map(|fd| fd.as_raw_fd().to_string()));
         arguments.push(jail.to_string());
-        for share in shares {
+        for share in &spec.shares {
             let mode = if share.readonly { "ro" } else { "rw" };
-            let root = open_share(share, jail).map_err(|source| {
-                let (name, path) = (share.name.clone(), share.source.clone());
-                FsWorkerError::Share { name, path, source }
-            })?;
+            let root = open_share(share, ids.as_ref(), jail)?;
             arguments.push(format!("{mode}:{}:{}", root.as_raw_fd(), share.name));
             inherited.push(root);
         }
@@ -161,14 +176,26 @@ fn second_end(device: &OwnedFd) -> io::Result<UnixStream> {
 
 /// The share as the worker gets it: in a jail a mount of its own, whose ".." leads nowhere. A flat
 /// one takes such a mount to be without what is mounted below it.
-fn open_share(share: &Share, jail: WorkerJail) -> io::Result<OwnedFd> {
+fn open_share(
+    share: &Share,
+    ids: Option<&OwnedFd>,
+    jail: WorkerJail,
+) -> Result<OwnedFd, FsWorkerError> {
+    let path = || share.source.clone();
+    let failed = |source| FsWorkerError::Share { name: share.name.clone(), path: path(), source };
     if let Some(fd) = share.fd {
-        return take_inherited(fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF));
+        return take_inherited(fd).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EBADF)));
     }
-    if jail.is_on() || share.flat {
-        return Ok(Tree::cut_out(&share.source, share.readonly, share.flat)?.into_fd());
+    if !jail.is_on() && !share.flat && ids.is_none() {
+        let opened = rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        return opened.map_err(|error| failed(error.into()));
     }
-    Ok(rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    let tree = Tree::cut_out(&share.source, share.readonly, share.flat).map_err(failed)?;
+    if let Some(ids) = ids {
+        let mapped = tree.map_ids(ids.as_fd());
+        mapped.map_err(|source| FsWorkerError::Unmapped { path: path(), source })?;
+    }
+    Ok(tree.into_fd())
 }
 
 impl Drop for FsWorker {

@@ -11,6 +11,7 @@ pub mod control;
 pub mod ending;
 pub mod fs_worker;
 pub mod host_events;
+pub mod idmap;
 pub mod jail;
 pub mod kernel_log;
 pub mod layout;

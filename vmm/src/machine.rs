@@ -100,7 +100,7 @@ impl Machine {
         let saved = spec.restore.as_ref().map(|files| Saved::open(files, spec)).transpose()?;
         let files = saved.as_ref().map_or(&[][..], |saved| &saved.state.files);
         // First, so that the worker starts while the VM is being built.
-        let (fs_worker, fs_socket) = FsWorker::spawn(&spec.shares, files, jail.worker())?;
+        let (fs_worker, fs_socket) = FsWorker::spawn(spec, files, jail.worker())?;
         let memory = match &saved {
             Some(saved) => saved.map_memory(spec)?,
             None => memory::create(spec.memory_mib)?,

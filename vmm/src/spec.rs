@@ -9,6 +9,8 @@ use std::path::PathBuf;
 pub use bulkhead_devices::rate_limiter::{Rate, RateLimits};
 use serde::{Deserialize, Serialize};
 
+pub use crate::idmap::IdMap;
+
 /// Everything a VM is. The default is no VM, only a start for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,6 +42,9 @@ pub struct VmSpec {
     /// Host directories and files the guest sees under the one virtio-fs mount, by name.
     #[serde(default)]
     pub shares: Vec<Share>,
+    /// Who owns the shares' files on the host; the same IDs as in the guest if not given.
+    #[serde(default)]
+    pub idmap: Option<IdMap>,
     /// Network interfaces; the guest calls them eth0, eth1, ... in this order.
     #[serde(default)]
     pub nets: Vec<NetSpec>,
@@ -239,6 +244,11 @@ pub enum SpecError {
     /// A share name that is no file name, or is there twice.
     #[error("share name {0:?} is not a plain, unique file name")]
     ShareName(String),
+    /// IDs that do not exist, or a share whose owners cannot be translated.
+    #[error(
+        "idmap: there are no such IDs, or a share comes as a descriptor, whose owners stay as they are"
+    )]
+    IdMap,
     /// More network interfaces than fit.
     #[error("{0} network interfaces asked for; a VM has at most {NETS_MAX}")]
     Nets(usize),
@@ -290,6 +300,10 @@ impl VmSpec {
             if !plain || self.shares[..i].iter().any(|other| other.name == name) {
                 return Err(SpecError::ShareName(name.to_owned()));
             }
+        }
+        let by_fd = self.shares.iter().any(|share| share.fd.is_some());
+        if self.idmap.is_some_and(|ids| !ids.is_possible() || by_fd) {
+            return Err(SpecError::IdMap);
         }
         self.check_nets()
     }

@@ -119,6 +119,9 @@ pub struct RunArgs {
     /// Limit a resource, e.g. nofile=1024:4096
     #[arg(long, value_name = "TYPE=SOFT[:HARD]")]
     pub ulimit: Vec<String>,
+    /// The container's users are these of the host: root is HOST, the others follow [default: the same]
+    #[arg(long, value_name = "HOST[:COUNT]")]
+    pub idmap: Option<String>,
     /// Limit what the guest asks of a device in a second, e.g. fs-bytes=100m or net-tx-ops=1000:5000
     #[arg(long, value_name = "NAME=RATE[:BURST]")]
     pub limit: Vec<String>,

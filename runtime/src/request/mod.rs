@@ -9,11 +9,14 @@ mod volume;
 
 use std::path::PathBuf;
 
-use bulkhead_vmm::spec::{Confinement, Limits, VCPUS_MAX};
+use bulkhead_vmm::spec::{Confinement, IdMap, Limits, VCPUS_MAX};
 
 use crate::args::RunArgs;
 pub use ulimit::Ulimit;
 pub use volume::Volume;
+
+/// As many users as container tools give each container, nobody (65534) among them.
+const IDS: &str = "65536";
 
 /// Why what was typed makes no container.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +35,10 @@ pub enum RequestError {
     Capability(#[from] capabilities::CapabilityError),
     #[error(transparent)]
     Ulimit(#[from] ulimit::UlimitError),
+    #[error("--idmap {0}: give the first of the host's users, above 0, and how many: 100000:65536")]
+    IdMap(String),
+    #[error("--idmap: the files of images keep their owners; give --rootfs DIR")]
+    IdMapOfImage,
     #[error("--limit {0}")]
     Limit(#[from] limits::LimitError),
     #[error(transparent)]
@@ -86,6 +93,8 @@ pub struct Request {
     pub ulimits: Vec<Ulimit>,
     /// Go before those of the host's profile.
     pub limits: Limits,
+    /// Who the container's users are on the host, if not the same.
+    pub idmap: Option<IdMap>,
     /// The network namespace whose interfaces the container takes over.
     pub network: Option<PathBuf>,
     pub tty: bool,
@@ -104,6 +113,9 @@ impl TryFrom<&RunArgs> for Request {
         volume::check_unique(&volumes)?;
         let ulimits = args.ulimit.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         let (root, command) = root(args)?;
+        if args.idmap.is_some() && matches!(root, Root::Image(_)) {
+            return Err(RequestError::IdMapOfImage);
+        }
         Ok(Self {
             name: args.name.as_deref().map(names::vm).transpose()?,
             hostname: args.hostname.as_deref().map(names::host).transpose()?,
@@ -121,6 +133,7 @@ impl TryFrom<&RunArgs> for Request {
             capabilities: capabilities::chosen(&args.cap_add, &args.cap_drop)?,
             ulimits,
             limits: limits::of(&args.limit)?,
+            idmap: args.idmap.as_deref().map(idmap).transpose()?,
             network: network(&args.network)?,
             tty: args.tty,
             interactive: args.interactive,
@@ -172,6 +185,13 @@ fn user(text: &str) -> Result<String, RequestError> {
     }
 }
 
+fn idmap(text: &str) -> Result<IdMap, RequestError> {
+    let (host, count) = text.split_once(':').unwrap_or((text, IDS));
+    let number = |text: &str| text.parse::<u32>().ok();
+    let ids = number(host).zip(number(count)).map(|(host, count)| IdMap { host, count });
+    ids.filter(IdMap::is_possible).ok_or_else(|| RequestError::IdMap(text.to_owned()))
+}
+
 fn network(text: &str) -> Result<Option<PathBuf>, RequestError> {
     match (text, text.strip_prefix("netns:")) {
         ("none", _) => Ok(None),
@@ -200,6 +220,19 @@ mod tests {
         assert_eq!((request.vcpus, request.memory_mib, request.workdir), (1, 128, None));
         assert!(!request.tty && !request.interactive && request.name.is_none());
         assert_eq!(request.capabilities.len(), 14);
+        assert_eq!(request.idmap, None);
+    }
+
+    #[test]
+    fn ids_are_of_a_directory_s_files_alone() {
+        let ids = |text| request(&["--idmap", text]).unwrap().idmap;
+        assert_eq!(ids("100000"), Some(IdMap { host: 100_000, count: 65_536 }));
+        assert_eq!(ids("5:1"), Some(IdMap { host: 5, count: 1 }));
+        let typed = ["bulkhead", "run", "--idmap=9", "busybox"];
+        let Command::Run(run) = Args::try_parse_from(typed).unwrap().command else {
+            panic!("not run")
+        };
+        assert_eq!(Request::try_from(&*run), Err(RequestError::IdMapOfImage));
     }
 
     #[test]
@@ -244,6 +277,10 @@ mod tests {
             ("--hostname", "a b"),
             ("--cap-add", "CAP_FLY"),
             ("--ulimit", "nofile"),
+            ("--idmap", "0"),
+            ("--idmap", "1:0"),
+            ("--idmap", "4294967295:1"),
+            ("--idmap", "-1"),
             ("--limit", "fs-bytes"),
             ("--limit", "fs-bytes=0"),
             ("--limit", "disk-bytes=1"),

@@ -23,6 +23,7 @@ const RDONLY: u64 = 0x1;
 const NOSUID: u64 = 0x2;
 const NODEV: u64 = 0x4;
 const NOEXEC: u64 = 0x8;
+const IDMAP: u64 = 0x10_0000;
 
 /// A detached copy of a host directory or file, with what is mounted below it.
 #[derive(Debug)]
@@ -40,6 +41,13 @@ impl Tree {
         let private = libc::MS_PRIVATE;
         set(tree.as_fd(), NOSUID | NODEV | NOEXEC | readonly, private, libc::AT_RECURSIVE)?;
         Ok(Self(tree))
+    }
+
+    /// Translates its files' owners by a user namespace. Fails with EINVAL on file systems that cannot.
+    pub fn map_ids(&self, namespace: BorrowedFd) -> io::Result<()> {
+        let userns_fd = namespace.as_raw_fd() as u64;
+        let attr = MountAttr { attr_set: IDMAP, userns_fd, ..Default::default() };
+        set_attr(self.0.as_fd(), &attr, libc::AT_RECURSIVE)
     }
 
     /// Cuts out one directory alone, as it is.
@@ -60,7 +68,10 @@ pub fn make_readonly(mount: BorrowedFd) -> io::Result<()> {
 }
 
 fn set(mount: BorrowedFd, attr_set: u64, propagation: u64, flags: i32) -> io::Result<()> {
-    let attr = MountAttr { attr_set, propagation, ..Default::default() };
+    set_attr(mount, &MountAttr { attr_set, propagation, ..Default::default() }, flags)
+}
+
+fn set_attr(mount: BorrowedFd, attr: &MountAttr, flags: i32) -> io::Result<()> {
     // SAFETY: the path is a C string, and `attr` a struct mount_attr of the size given; both live
     // until the call returns.
     let result = unsafe {
@@ -69,7 +80,7 @@ fn set(mount: BorrowedFd, attr_set: u64, propagation: u64, flags: i32) -> io::Re
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | flags,
-            &attr,
+            &raw const *attr,
             size_of::<MountAttr>(),
         )
     };
