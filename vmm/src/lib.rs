@@ -22,6 +22,7 @@ pub mod memory;
 pub mod net;
 pub mod probe;
 mod running;
+mod save_point;
 mod saved;
 pub mod signals;
 pub mod snapshot;

@@ -32,7 +32,8 @@ use crate::leash::Leash;
 use crate::marks::Marks;
 use crate::memory::{self, MemoryError};
 use crate::net::{self, Place, Places};
-use crate::saved::{Saved, Template};
+use crate::save_point::SavePoint;
+use crate::saved::{Order, Saved};
 use crate::snapshot::SnapshotError;
 use crate::spec::{CONSOLE_RATE, SpecError, VmSpec};
 use crate::timeline::Timeline;
@@ -84,8 +85,9 @@ pub struct Machine {
     pub(crate) events: Loop,
     pub(crate) control: Option<Arc<Mutex<Control>>>,
     pub(crate) places: Places,
-    /// Where the VM is to be saved.
-    pub(crate) template: Option<Template>,
+    /// Where the guest stands to be saved, and what is to be done then.
+    pub(crate) save_point: Arc<SavePoint>,
+    pub(crate) order: Option<Order>,
     pub(crate) timeline: Timeline,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) memory_mib: u32,
@@ -112,13 +114,18 @@ impl Machine {
         let wake = event_fd().map_err(device_error("ending"))?;
         let ending = Ending::new(Arc::new(wake));
         let gate = Gate::new().map_err(MachineError::Gate)?;
-        let template = spec.template.as_ref().map(Template::new);
+        let save_point = Arc::new(SavePoint::new(gate.clone(), ending.clone()));
+        let order = spec.template.as_ref().map(Order::template);
+        if order.is_some() {
+            save_point.want();
+        }
         let ready = ready(saved.is_some()).map_err(device_error("vsock"))?;
         let mut wiring = Wiring::new(&vm, &memory)?;
         let marks = Marks {
             ready: ready.try_clone().map_err(device_error("vsock"))?,
             timeline: timeline.clone(),
-            at_waiting: template.is_some().then(|| (gate.clone(), ending.clone())),
+            save_point: save_point.clone(),
+            restored: saved.is_some(),
         };
         let (host_events, guest_end) =
             HostEvents::of(spec).map_err(device_error("host events"))?.unzip();
@@ -156,7 +163,8 @@ impl Machine {
             events,
             control,
             places: places.into(),
-            template,
+            save_point,
+            order,
             timeline: timeline.clone(),
             memory,
             memory_mib: spec.memory_mib,

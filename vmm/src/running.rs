@@ -7,20 +7,23 @@
 //!     └─────────────────────────────────────────────────┘
 //! ```
 //!
+//! To save a VM takes the same way, but that the guest says where (save_point.rs).
+//!
 //! The event loop goes on while the VM is paused: what the host's side of a device sends waits in
 //! the device or on its way there.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
 use bulkhead_devices::GuestMemory;
 
-use crate::control::{Request, Response, Stats};
+use crate::control::{Command, Control, Request, Response, Stats};
 use crate::ending::{Ended, Unexpected};
 use crate::jail::Policy;
 use crate::machine::{Machine, MachineError};
+use crate::saved::Order;
 use crate::vcpu;
 
 impl Machine {
@@ -36,12 +39,8 @@ impl Machine {
                 drop(self.vm);
                 return Ok((ended, self.memory));
             }
-            if self.exits.gate.is_closed()
-                && let Some(template) = self.template.take()
-            {
-                let state = self.save(template.memory())?;
-                template.write(&state)?;
-                self.exits.ending.saved();
+            if self.save_point.is_reached() {
+                self.carry_out_order()?;
             }
             self.serve_control(started);
         }
@@ -69,22 +68,69 @@ impl Machine {
 
     fn serve_control(&mut self, started: Instant) {
         let Some(control) = self.control.clone() else { return };
-        let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
-        for mut command in control.take_commands() {
-            let response = match command.request {
+        let mut control = lock(&control);
+        for Command { client, request, mut descriptors } in control.take_commands() {
+            let response = match request {
                 Request::Pause => self.pause(),
                 Request::Resume => self.resume(),
                 Request::Stats => self.stats(started),
-                Request::Plug { mac, mtu } => self.plug(mac, mtu, command.descriptor.take()),
+                Request::Plug { mac, mtu } => self.plug(mac, mtu, descriptors.pop()),
+                Request::Snapshot { end } => {
+                    let ordered = self.order.as_ref().and_then(|order| order.client);
+                    match Order::of_client(client, descriptors, end) {
+                        _ if ordered.is_some_and(|client| control.knows(client)) => {
+                            refuse("the VM is being saved already")
+                        }
+                        None => refuse("a snapshot takes two files"),
+                        Some(order) => {
+                            self.order = Some(order);
+                            self.save_point.want();
+                            Response::Ready
+                        }
+                    }
+                }
             };
-            control.answer(&command, &response);
+            control.answer(client, &response);
         }
+    }
+
+    /// Saves the VM, which stands at its save point, for whoever still wants that. Only a template
+    /// that cannot be saved is an error.
+    fn carry_out_order(&mut self) -> Result<(), MachineError> {
+        let Some(order) = self.order.take() else {
+            self.go_on();
+            return Ok(());
+        };
+        let Some(client) = order.client else {
+            self.save(&order)?;
+            self.exits.ending.saved();
+            return Ok(());
+        };
+        let Some(control) = self.control.clone() else { return Ok(()) };
+        let wanted = lock(&control).knows(client);
+        let saved = if wanted { self.save(&order) } else { Ok(()) };
+        let response = match &saved {
+            Ok(()) => Response::Done,
+            Err(error) => refuse(&error.to_string()),
+        };
+        lock(&control).answer(client, &response);
+        if wanted && order.end && saved.is_ok() {
+            self.exits.ending.saved();
+        } else {
+            self.go_on();
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) {
+        self.save_point.done();
+        self.resume();
     }
 
     fn plug(&mut self, mac: [u8; 6], mtu: Option<u16>, tap: Option<OwnedFd>) -> Response {
         match self.places.plug(&mut self.events, mac, mtu, tap) {
             Ok(()) => Response::Done,
-            Err(error) => Response::Refused { message: error.to_string() },
+            Err(error) => refuse(&error.to_string()),
         }
     }
 
@@ -94,8 +140,8 @@ impl Machine {
         if gate.wait_parked() {
             return Response::Done;
         }
-        gate.open();
-        Response::Refused { message: "a vCPU does not stop".to_owned() }
+        self.save_point.open_gate();
+        refuse("a vCPU does not stop")
     }
 
     fn resume(&self) -> Response {
@@ -106,7 +152,7 @@ impl Machine {
                 // kvm-clock has nothing to be told (EINVAL).
                 let _ = vcpu.lock().kvmclock_ctrl();
             }
-            gate.open();
+            self.save_point.open_gate();
         }
         Response::Done
     }
@@ -120,4 +166,12 @@ impl Machine {
             exits: self.timeline.exits(),
         })
     }
+}
+
+fn lock(control: &Mutex<Control>) -> MutexGuard<'_, Control> {
+    control.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refuse(message: &str) -> Response {
+    Response::Refused { message: message.to_owned() }
 }

@@ -1,13 +1,14 @@
 //! Between a [`Machine`] and its snapshot: saving a VM that stands still, and building one from files.
 
 use std::fs::File;
-use std::os::fd::FromRawFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bulkhead_devices::GuestMemory;
 use bulkhead_devices::virtio::mmio::Transport;
 
+use crate::control::ClientId;
 use crate::machine::{Machine, MachineError};
 use crate::snapshot::{self, Cpu, InterruptState, SnapshotError, VcpuState, VmState, WorkingSet};
 use crate::spec::{SnapshotFiles, VmSpec};
@@ -19,27 +20,27 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How long one wait for that may be, ms.
 const DRAIN_STEP_MS: i32 = 10;
 
-/// Where a VM is to be saved when its agent waits.
-pub struct Template {
+/// That a VM is to be saved when it stands at its [`crate::save_point`].
+pub struct Order {
     state: File,
     memory: File,
+    /// The VM ends then.
+    pub end: bool,
+    /// Who is told; nobody of a template's VM.
+    pub client: Option<ClientId>,
 }
 
-impl Template {
-    /// Takes the files over.
-    pub fn new(files: &SnapshotFiles) -> Self {
+impl Order {
+    /// To save a VM that is to become a template.
+    pub fn template(files: &SnapshotFiles) -> Self {
         let [state, memory] = open(files);
-        Self { state, memory }
+        Self { state, memory, end: true, client: None }
     }
 
-    /// The memory file.
-    pub fn memory(&self) -> &File {
-        &self.memory
-    }
-
-    /// Writes the state file.
-    pub fn write(&self, state: &VmState) -> Result<(), SnapshotError> {
-        snapshot::write(&self.state, state)
+    /// What a client of the control socket asks for; `None` if it did not send two files.
+    pub fn of_client(client: ClientId, files: Vec<OwnedFd>, end: bool) -> Option<Self> {
+        let [state, memory] = <[OwnedFd; 2]>::try_from(files).ok()?.map(File::from);
+        Some(Self { state, memory, end, client: Some(client) })
     }
 }
 
@@ -49,8 +50,8 @@ fn open(files: &SnapshotFiles) -> [File; 2] {
 }
 
 impl Machine {
-    /// Saves the VM, whose gate is closed: memory to `memory`, the rest is returned.
-    pub(crate) fn save(&mut self, memory: &File) -> Result<VmState, MachineError> {
+    /// Saves the VM, whose gate is closed.
+    pub(crate) fn save(&mut self, order: &Order) -> Result<(), MachineError> {
         if !self.exits.gate.wait_parked() {
             return Err(SnapshotError::Busy("a vCPU does not stop").into());
         }
@@ -65,8 +66,9 @@ impl Machine {
             interrupts: InterruptState::save(&self.vm.fd, self.vm.has_pit)?,
             devices: self.exits.bus.mmio.iter().map(|device| lock(device).save()).collect(),
         };
-        snapshot::save_memory(&self.memory, memory)?;
-        Ok(state)
+        snapshot::save_memory(&self.memory, &order.memory)?;
+        // Last: a state file says that the memory file is whole.
+        Ok(snapshot::write(&order.state, &state)?)
     }
 
     /// Serves events until no device has anything of the guest's under way.

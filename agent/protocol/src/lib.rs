@@ -63,9 +63,9 @@ pub enum BootMark {
     AgentReady = 3,
     /// The container's process has been executed.
     Started = 4,
-    /// The agent is about to wait for its first call: everything before it is the same for any
-    /// container, and a VM is saved as a template here. What the agent does next is ask for the
-    /// [`GuestInfo`].
+    /// The VM may be saved here: what the agent does next is ask for the [`GuestInfo`]. It is about to
+    /// wait for its first call, and everything before that is the same for any container; or it was
+    /// asked to stop the container for a snapshot.
     Waiting = 5,
 }
 
@@ -89,20 +89,26 @@ pub struct GuestInfo {
     pub realtime_ns: u64,
     /// Random bytes that nobody else was given; `None` if the host has none.
     pub seed: Option<[u8; Self::SEED_LEN]>,
+    /// This is the first answer to a guest that goes on from a snapshot.
+    pub restored: bool,
 }
 
 impl GuestInfo {
     /// Bytes of the seed: 256 bits, as much as the kernel's pool takes to be ready.
     pub const SEED_LEN: usize = 32;
-    /// A magic number that tells whether there is a seed, the clock, the seed; little-endian.
+    /// A magic number with two flags, the clock, the seed; little-endian.
     pub const WORDS: usize = 3 + Self::SEED_LEN / 4;
-    const MAGIC: u32 = 0x4f46_4e49;
-    const MAGIC_SEEDED: u32 = Self::MAGIC + 1;
+    const MAGIC: u32 = 0x4f46_4e48;
+    const SEEDED: u32 = 1;
+    const RESTORED: u32 = 2;
 
     /// The information as it is read.
     pub fn to_words(self) -> [u32; Self::WORDS] {
         let mut words = [0; Self::WORDS];
-        words[0] = if self.seed.is_some() { Self::MAGIC_SEEDED } else { Self::MAGIC };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        words[0] = Self::MAGIC
+            | flag(self.seed.is_some(), Self::SEEDED)
+            | flag(self.restored, Self::RESTORED);
         (words[1], words[2]) = (self.realtime_ns as u32, (self.realtime_ns >> 32) as u32);
         let seed = self.seed.unwrap_or_default();
         for (word, bytes) in words[3..].iter_mut().zip(seed.chunks_exact(4)) {
@@ -117,12 +123,12 @@ impl GuestInfo {
         for (bytes, word) in seed.chunks_exact_mut(4).zip(&words[3..]) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
-        let seed = match words[0] {
-            Self::MAGIC => None,
-            Self::MAGIC_SEEDED => Some(seed),
-            _ => return None,
-        };
-        Some(Self { realtime_ns: u64::from(words[1]) | u64::from(words[2]) << 32, seed })
+        let flags = words[0] ^ Self::MAGIC;
+        (flags & !(Self::SEEDED | Self::RESTORED) == 0).then(|| Self {
+            realtime_ns: u64::from(words[1]) | u64::from(words[2]) << 32,
+            seed: (flags & Self::SEEDED != 0).then_some(seed),
+            restored: flags & Self::RESTORED != 0,
+        })
     }
 }
 
@@ -249,8 +255,10 @@ mod tests {
     #[test]
     fn guest_info_survives_the_port() {
         for seed in [None, Some([7; GuestInfo::SEED_LEN])] {
-            let info = GuestInfo { realtime_ns: 0x0102_0304_0506_0708, seed };
-            assert_eq!(GuestInfo::from_words(info.to_words()), Some(info));
+            for restored in [false, true] {
+                let info = GuestInfo { realtime_ns: 0x0102_0304_0506_0708, seed, restored };
+                assert_eq!(GuestInfo::from_words(info.to_words()), Some(info));
+            }
         }
         assert_eq!(GuestInfo::from_words([u32::MAX; GuestInfo::WORDS]), None);
     }

@@ -13,6 +13,12 @@ pub struct Backlog {
     start: usize,
 }
 
+impl From<Vec<u8>> for Backlog {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, start: 0 }
+    }
+}
+
 impl Backlog {
     /// Bytes waiting.
     pub fn len(&self) -> usize {
@@ -36,6 +42,11 @@ impl Backlog {
         self.bytes.resize(end + buffers.len(), 0);
         let read = buffers.read(&mut self.bytes[end..]);
         self.bytes.truncate(end + read);
+    }
+
+    /// A copy of what is waiting.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.bytes[self.start..].to_vec()
     }
 
     /// What is waiting, for a write.

@@ -25,10 +25,11 @@ use std::os::fd::AsFd;
 
 use event_manager::{EventOps, EventSet};
 
-use super::credit::Credit;
+use super::credit::{BUFFER_BYTES, Credit};
 use super::output::Output;
 use super::packet::{Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::rx::{RxQueue, Sent};
+use super::saved::JoinedState;
 use super::unix::{self, Greeting};
 use crate::host_stream::{Direction, HostStream};
 use crate::virtio::buffers::Buffers;
@@ -125,6 +126,57 @@ impl Connection {
             told_shutdown: 0,
             ticks_left: None,
         }
+    }
+
+    /// For a snapshot: what lets it go on with another host's end, if it can.
+    pub fn saved(&self) -> Option<JoinedState> {
+        let backlog = self.output.saved().filter(|_| self.state == State::Open)?;
+        Some(JoinedState {
+            credit: self.credit.clone(),
+            backlog,
+            unanswered: self.pending.response,
+            guest_shutdown: self.guest_shutdown,
+            told_shutdown: self.told_shutdown,
+        })
+    }
+
+    /// A saved connection with another host's end; `None` if no connection was ever like that.
+    pub fn restored(
+        key: Key,
+        saved: JoinedState,
+        input: Option<HostStream>,
+        output: Output,
+    ) -> Option<Self> {
+        let JoinedState { credit, backlog, unanswered, guest_shutdown, told_shutdown } = saved;
+        let fits = backlog.len() == credit.waiting() as usize && credit.waiting() <= BUFFER_BYTES;
+        if !fits || (guest_shutdown | told_shutdown) & !SHUTDOWN_BOTH != 0 {
+            return None;
+        }
+        let sends = told_shutdown & SHUTDOWN_SEND == 0 && guest_shutdown & SHUTDOWN_RECEIVE == 0;
+        let mut connection = Self {
+            key,
+            credit,
+            // Whatever the guest did not hear of before; hearing it twice is no harm.
+            pending: Pending {
+                response: unanswered,
+                credit: true,
+                shutdown: told_shutdown,
+                ..Pending::default()
+            },
+            guest_shutdown,
+            told_shutdown,
+            ticks_left: (told_shutdown == SHUTDOWN_BOTH).then_some(SHUTDOWN_TICKS),
+            ..Self::new(State::Open, input.filter(|_| sends), output)
+        };
+        connection.output.restore(backlog);
+        if guest_shutdown & SHUTDOWN_SEND != 0 {
+            connection.output.end();
+        }
+        if told_shutdown & SHUTDOWN_RECEIVE != 0 {
+            let dropped = connection.output.break_off();
+            connection.credit.forwarded(dropped);
+        }
+        Some(connection)
     }
 
     /// Has the event loop report on the connection's descriptors, with data `data` for the one

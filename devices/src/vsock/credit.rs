@@ -4,6 +4,8 @@
 
 use std::num::Wrapping;
 
+use serde::{Deserialize, Serialize};
+
 /// The buffer of a connection for bytes from the guest that the host has not taken, bytes. Linux
 /// sends packets of up to 64 KiB: this lets it fill a pipe and have as much again under way.
 pub const BUFFER_BYTES: u32 = 256 << 10;
@@ -11,7 +13,7 @@ pub const BUFFER_BYTES: u32 = 256 << 10;
 const UPDATE_AFTER: u32 = BUFFER_BYTES / 2;
 
 /// Both directions' counters of one connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credit {
     peer_buffer: u32,
     peer_forwarded: Wrapping<u32>,
@@ -41,8 +43,7 @@ impl Credit {
     /// The guest sent bytes; false if it had no credit for them.
     #[must_use]
     pub fn received(&mut self, bytes: u32) -> bool {
-        let waiting = (self.received - self.forwarded).0;
-        let fits = bytes <= BUFFER_BYTES.saturating_sub(waiting);
+        let fits = bytes <= BUFFER_BYTES.saturating_sub(self.waiting());
         if fits {
             self.received += bytes;
         }
@@ -52,6 +53,11 @@ impl Credit {
     /// The host took bytes that the guest sent.
     pub fn forwarded(&mut self, bytes: usize) {
         self.forwarded += bytes as u32;
+    }
+
+    /// Bytes of the guest's that the host has not taken.
+    pub fn waiting(&self) -> u32 {
+        (self.received - self.forwarded).0
     }
 
     /// The guest may run out of credit unless it is told of what was forwarded.

@@ -19,6 +19,7 @@ use super::host_port::HostEnd;
 use super::muxer::Muxer;
 use super::packet::Header;
 use super::rx::RxQueue;
+use super::saved::VsockState;
 use crate::GuestMemory;
 use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::virtio::buffers::{Buffers, pop};
@@ -26,7 +27,7 @@ use crate::virtio::device::read_config;
 use crate::virtio::mmio::EVENT_IDX;
 use crate::virtio::{ActivateError, Active, RestoreError, VirtioDevice};
 
-/// Packets to the guest, packets from the guest, events.
+/// Packets to the guest, packets from the guest, events (of which there are none).
 const RX: usize = 0;
 const TX: usize = 1;
 const EVENT: usize = 2;
@@ -34,8 +35,6 @@ const EVENT: usize = 2;
 const QUEUE_SIZES_MAX: [u16; 3] = [256, 256, 8];
 /// Packets taken from the guest before other devices have their turn.
 const TURN_PACKETS_MAX: usize = 256;
-/// The event that makes the guest drop all connections (5.10.6.7).
-const EVENT_TRANSPORT_RESET: u32 = 0;
 /// Half a second: what a connection's timeouts are counted in.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
@@ -78,8 +77,6 @@ pub struct Vsock {
     /// Of packets from the guest; what goes to the guest is the host's to limit.
     limiter: RateLimiter,
     active: Option<Active>,
-    /// The guest is to be told to drop all connections.
-    reset_event: bool,
 }
 
 impl Vsock {
@@ -99,7 +96,6 @@ impl Vsock {
             muxer: Muxer::new(cid, path, host_ports, on_first_output, DATA_CONNECTIONS),
             limiter: RateLimiter::default(),
             active: None,
-            reset_event: false,
         })
     }
 
@@ -107,14 +103,6 @@ impl Vsock {
     /// cannot be made.
     pub fn limited(self, limits: &RateLimits) -> io::Result<Self> {
         Ok(Self { limiter: RateLimiter::new(limits)?, ..self })
-    }
-
-    /// Drops all connections and has the guest do the same: for a guest that was restored from a
-    /// snapshot, whose connections' other ends are in another process (5.10.6.7).
-    pub fn transport_reset(&mut self) {
-        self.muxer.forget_guest();
-        self.reset_event = true;
-        self.wake();
     }
 
     fn wake(&self) {
@@ -142,7 +130,6 @@ impl Vsock {
                 let mut turn = Turn { muxer, limiter, active, ops };
                 // An error is a ring the driver has corrupted: it goes quiet until reset.
                 let _ = turn.packets();
-                let _ = turn.event(&mut self.reset_event);
             }
             let delivered = self.muxer.deliver(ops);
             // A client may have waited for a connection that has ended now.
@@ -207,7 +194,7 @@ impl VirtioDevice for Vsock {
             quieten(&active.queues[index], &active.memory);
         }
         self.active = Some(active);
-        if self.reset_event || self.muxer.has_packets() {
+        if self.muxer.has_packets() {
             // Something came before the guest's driver.
             self.wake();
         }
@@ -216,7 +203,6 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.active = None;
-        self.reset_event = false;
         self.muxer.forget_guest();
         self.wake();
     }
@@ -225,20 +211,14 @@ impl VirtioDevice for Vsock {
         self.active.as_ref()
     }
 
-    /// Whether the guest has connections, which a restored guest must be told to drop.
     fn save(&self) -> Vec<u8> {
-        vec![(self.reset_event || self.muxer.is_known_to_guest()).into()]
+        self.muxer.save().to_bytes()
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
-        match state {
-            [0] => Ok(()),
-            [1] => {
-                self.transport_reset();
-                Ok(())
-            }
-            _ => Err(RestoreError::Device { device: self.name() }),
-        }
+        self.muxer.restore(VsockState::from_bytes(state)?)?;
+        self.wake();
+        Ok(())
     }
 
     fn register(&mut self, ops: &mut EventOps) {
@@ -263,7 +243,10 @@ impl VirtioDevice for Vsock {
                 self.acceptable = true;
             }
             DATA_LISTENER => self.acceptable = true,
-            DATA_WAKE => self.muxer.sweep(ops),
+            DATA_WAKE => {
+                self.muxer.adopt(ops);
+                self.muxer.sweep(ops);
+            }
             DATA_TIMER => {
                 self.ticking = false;
                 self.muxer.tick(ops);
@@ -355,30 +338,6 @@ impl Turn<'_, '_> {
         }
         if was_full && self.muxer.takes_packets() {
             self.active.notify_again(TX);
-        }
-        Ok(())
-    }
-
-    /// Tells the guest of a reset, if it is to be told and offers a buffer.
-    fn event(&mut self, reset: &mut bool) -> Result<(), virtio_queue::Error> {
-        let memory = &*self.active.memory;
-        let queue = &mut self.active.queues[EVENT];
-        while *reset {
-            let Some(chain) = pop(queue, memory)? else {
-                if queue.enable_notification(memory)? {
-                    continue;
-                }
-                return Ok(());
-            };
-            let head = chain.head_index();
-            let buffers = Buffers::writable(memory, chain, queue.size().into());
-            let event = EVENT_TRANSPORT_RESET.to_le_bytes();
-            let written = buffers.unwrap_or_default().write(&event);
-            queue.add_used(memory, head, written as u32)?;
-            *reset = written < event.len();
-            if queue.needs_notification(memory)? {
-                self.active.interrupt.used();
-            }
         }
         Ok(())
     }

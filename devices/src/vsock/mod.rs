@@ -3,7 +3,8 @@
 //! Split by reason to change: [`packet`] is the wire format, [`credit`] the flow control,
 //! [`connection`] the state machine of one stream with its [`output`] to the host, [`muxer`] all
 //! of them, [`rx`] the guest's receive buffers, [`unix`] the convention for host programs,
-//! [`host_port`] the ports that the VMM answers itself, [`device`] queues and events.
+//! [`host_port`] the ports that the VMM answers itself, [`device`] queues and events, [`saved`] what a
+//! snapshot holds.
 //!
 //! Bytes move by one system call between guest memory and a host descriptor. Only what the host
 //! does not take at once is copied, into a buffer bounded by the credit the guest was given; what
@@ -18,6 +19,7 @@ mod muxer;
 mod output;
 mod packet;
 mod rx;
+mod saved;
 mod unix;
 
 #[cfg(test)]

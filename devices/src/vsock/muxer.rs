@@ -12,8 +12,10 @@ use super::host_port::{HostEnd, HostPorts, Port};
 use super::output::Output;
 use super::packet::{HOST_CID, Header, Key, Op, TYPE_STREAM};
 use super::rx::RxQueue;
+use super::saved::{ConnectionState, VsockState};
 use super::unix;
 use crate::host_stream::{Direction, HostStream};
+use crate::virtio::RestoreError;
 use crate::virtio::buffers::Buffers;
 
 /// Connections at a time. Each holds up to two descriptors and its buffer of credit, so that a
@@ -40,6 +42,8 @@ pub struct Muxer {
     serving: VecDeque<usize>,
     replies: VecDeque<Header>,
     next_client_port: u32,
+    /// Of a snapshot, not in their slots yet.
+    restored: Vec<Connection>,
     /// A message is complete and waits for the outputs to be written.
     message_due: bool,
     is_timed: bool,
@@ -73,6 +77,7 @@ impl Muxer {
             serving: VecDeque::new(),
             replies: VecDeque::new(),
             next_client_port: CLIENT_PORTS.start,
+            restored: Vec::new(),
             message_due: false,
             is_timed: false,
         }
@@ -88,9 +93,59 @@ impl Muxer {
         self.replies.len() < REPLIES_MAX
     }
 
-    /// The guest knows of a connection.
-    pub fn is_known_to_guest(&self) -> bool {
-        !self.by_key.is_empty()
+    /// What a snapshot is to hold.
+    pub fn save(&self) -> VsockState {
+        let connection = |slot: usize| self.slots[slot].connection.as_ref();
+        let known = self.by_key.iter().map(|(key, slot)| ConnectionState {
+            key: *key,
+            joined: connection(*slot).and_then(Connection::saved),
+        });
+        // A snapshot of a guest that has just been restored.
+        let restored = self.restored.iter().map(|connection| ConnectionState {
+            key: connection.key(),
+            joined: connection.saved(),
+        });
+        let resets = self.replies.iter().map(|reply| ConnectionState {
+            key: Key { guest_port: reply.dst_port, host_port: reply.src_port },
+            joined: None,
+        });
+        let connections = known.chain(restored).chain(resets).collect();
+        VsockState { next_client_port: self.next_client_port, connections }
+    }
+
+    /// Takes a snapshot's connections over: those to ports of ours go on, the others are reset. Call
+    /// [`Muxer::adopt`] as soon as the event loop is at hand.
+    pub fn restore(&mut self, state: VsockState) -> Result<(), RestoreError> {
+        let foreign = RestoreError::Device { device: "vsock" };
+        if !CLIENT_PORTS.contains(&state.next_client_port)
+            || state.connections.len() > CONNECTIONS_MAX + REPLIES_MAX
+        {
+            return Err(foreign);
+        }
+        self.next_client_port = state.next_client_port;
+        for ConnectionState { key, joined } in state.connections {
+            // A port is given away once: nobody gets it twice, whatever the state says.
+            let port = joined.and_then(|joined| Some((joined, self.ports.take(key.host_port)??)));
+            let Some((joined, (input, output))) = port else {
+                self.replies.push_back(Header::to_guest(self.guest_cid, key, Op::Reset));
+                continue;
+            };
+            let connection = Connection::restored(key, joined, input, output);
+            self.restored.push(connection.ok_or(RestoreError::Device { device: "vsock" })?);
+        }
+        Ok(())
+    }
+
+    /// Puts the connections that [`Muxer::restore`] left in their places.
+    pub fn adopt(&mut self, ops: &mut EventOps) {
+        for connection in std::mem::take(&mut self.restored) {
+            let key = connection.key();
+            let slot = self.insert(connection, ops);
+            self.by_key.insert(key, slot);
+            // Writes what waited.
+            let (write, none) = (Direction::Write, EventSet::empty());
+            self.with(slot, ops, |connection, ops| connection.host_ready(write, none, ops));
+        }
     }
 
     /// There may be packets for the guest.
@@ -203,6 +258,7 @@ impl Muxer {
     pub fn forget_guest(&mut self) {
         self.by_key.clear();
         self.replies.clear();
+        self.restored.clear();
         for connection in self.slots.iter_mut().filter_map(|slot| slot.connection.as_mut()) {
             connection.forget_guest();
         }

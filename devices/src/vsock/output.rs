@@ -170,6 +170,16 @@ impl Output {
         }
     }
 
+    /// For a snapshot: what is waiting, if it is one of the VMM's own streams.
+    pub fn saved(&self) -> Option<Vec<u8>> {
+        self.joined.then(|| self.backlog.to_vec())
+    }
+
+    /// What waited when the guest was saved is written first.
+    pub fn restore(&mut self, backlog: Vec<u8>) {
+        self.backlog = backlog.into();
+    }
+
     /// Nothing is waiting to be written.
     pub fn is_drained(&self) -> bool {
         self.backlog.is_empty()

@@ -1,5 +1,7 @@
 //! The wire format: packet headers (virtio 1.3, 5.10.6).
 
+use serde::{Deserialize, Serialize};
+
 /// The host's context ID.
 pub const HOST_CID: u64 = 2;
 /// The one socket type this device has.
@@ -49,7 +51,7 @@ impl TryFrom<u16> for Op {
 }
 
 /// What names a connection, apart from the guest's context ID.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
     /// The guest's port.
     pub guest_port: u32,

@@ -4,3 +4,4 @@ mod clients;
 mod guest;
 mod hostile;
 mod ports;
+mod restored;

@@ -1,7 +1,7 @@
 //! The caller's side.
 
 use std::io::{self, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +10,9 @@ use super::{LINE_MAX, Request, Response, Stats, descriptor};
 
 /// How long a VM may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// How long it may take to save one: its memory is written to a disk.
+const SAVE_MAX: Duration = Duration::from_secs(600);
 
 /// Why a VM did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +78,34 @@ impl Client {
         tap: BorrowedFd<'_>,
     ) -> Result<(), ClientError> {
         let line = line(Request::Plug { mac, mtu })?;
-        let sent = descriptor::send(&self.0, &line, tap).map_err(ClientError::Broken)?;
+        let sent = descriptor::send(&self.0, &line, &[tap]).map_err(ClientError::Broken)?;
         match self.call(&line[sent..])? {
+            Response::Done => Ok(()),
+            _ => Err(ClientError::Nonsense),
+        }
+    }
+
+    /// Has the VM saved to two empty files when its agent next stands still, and ended if `end` is set.
+    /// The agent may be asked for that once this returns; [`Client::saved`] waits for it.
+    pub fn snapshot(
+        &mut self,
+        state: BorrowedFd<'_>,
+        memory: BorrowedFd<'_>,
+        end: bool,
+    ) -> Result<(), ClientError> {
+        let line = line(Request::Snapshot { end })?;
+        let files = [state, memory];
+        let sent = descriptor::send(&self.0, &line, &files).map_err(ClientError::Broken)?;
+        match self.call(&line[sent..])? {
+            Response::Ready => Ok(()),
+            _ => Err(ClientError::Nonsense),
+        }
+    }
+
+    /// Waits until the VM was saved.
+    pub fn saved(&mut self) -> Result<(), ClientError> {
+        self.0.set_read_timeout(Some(SAVE_MAX)).map_err(ClientError::Broken)?;
+        match self.call(b"")? {
             Response::Done => Ok(()),
             _ => Err(ClientError::Nonsense),
         }
@@ -112,6 +141,12 @@ impl Client {
             }
         }
         Ok(line)
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A descriptor that travels with bytes of a Unix socket (SCM_RIGHTS, unix(7)).
+//! Descriptors that travel with bytes of a Unix socket (SCM_RIGHTS, unix(7)).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -10,28 +10,36 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 
-/// Sends some of `bytes`, one at least, and `descriptor` with them; returns how many.
-pub fn send(stream: &UnixStream, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
-    let descriptors = [descriptor];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// The most that come with a request.
+pub const DESCRIPTORS_MAX: usize = 2;
+
+/// Sends some of `bytes`, one at least, and up to [`DESCRIPTORS_MAX`] `descriptors` with them; returns
+/// how many bytes.
+pub fn send(
+    stream: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    control.push(SendAncillaryMessage::ScmRights(descriptors));
     let flags = SendFlags::NOSIGNAL;
     Ok(rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, flags)?)
 }
 
-/// Receives what there is, and the last descriptor that came with it; others are closed.
-pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// Receives what there is, and the descriptors that came with it; those that there is no room for are
+/// closed.
+pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
     let buffers = &mut [IoSliceMut::new(bytes)];
     let received = rustix::net::recvmsg(stream, buffers, &mut control, flags)?;
-    let mut descriptor = None;
+    let mut descriptors = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(sent) = message {
-            descriptor = sent.last().or(descriptor);
+            descriptors.extend(sent);
         }
     }
-    Ok((received.bytes, descriptor))
+    Ok((received.bytes, descriptors))
 }

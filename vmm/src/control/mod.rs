@@ -5,6 +5,7 @@
 //! {"verb":"resume"}    {"result":"done"}
 //! {"verb":"stats"}     {"result":"stats","paused":false,"vcpus":1,"memory_mib":128,...}
 //! {"verb":"plug","mac":[2,0,0,0,0,1],"mtu":1500} and a tap   {"result":"done"}
+//! {"verb":"snapshot","end":false} and two files     {"result":"ready"}, {"result":"done"}
 //! {"verb":"freeze"}    {"result":"refused","message":"..."}
 //! ```
 //!
@@ -19,7 +20,7 @@ mod server;
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError};
-pub use server::{Command, Control};
+pub use server::{ClientId, Command, Control};
 
 /// The longest line either side takes, bytes.
 pub const LINE_MAX: usize = 4096;
@@ -42,6 +43,13 @@ pub enum Request {
         /// The most bytes of a frame's payload; the driver's default if not given.
         mtu: Option<u16>,
     },
+    /// Saves the VM when its agent next stands still (save_point.rs): state and memory, to the empty
+    /// files that come with the line. [`Response::Ready`] comes first, [`Response::Done`] when it is
+    /// saved.
+    Snapshot {
+        /// The VM ends then, rather than go on.
+        end: bool,
+    },
 }
 
 /// The answer.
@@ -50,6 +58,8 @@ pub enum Request {
 pub enum Response {
     /// It is done.
     Done,
+    /// The agent may be asked to stand still.
+    Ready,
     /// Figures.
     Stats(Stats),
     /// It is not done.

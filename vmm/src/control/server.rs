@@ -8,28 +8,33 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use super::{LINE_MAX, Request, Response, descriptor};
+use super::descriptor::{self, DESCRIPTORS_MAX};
+use super::{LINE_MAX, Request, Response};
 
 /// Clients at a time; another is closed at once.
 const CLIENTS_MAX: usize = 8;
 /// Event data of the listener; clients count from the next number.
 const LISTENER: u32 = 0;
 
-/// A request, and the client to be answered.
+/// Names a client for as long as it is connected; the next one has another.
+pub type ClientId = u32;
+
+/// A request.
 #[derive(Debug)]
 pub struct Command {
-    client: u32,
+    /// Whoever is to be answered.
+    pub client: ClientId,
     /// What is asked for.
     pub request: Request,
-    /// The last descriptor that came with the request or before it, and with no other request.
-    pub descriptor: Option<OwnedFd>,
+    /// The last descriptors that came with the request or before it, and with no other request.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// The control socket.
 pub struct Control {
     listener: UnixListener,
-    clients: BTreeMap<u32, Client>,
-    next_client: u32,
+    clients: BTreeMap<ClientId, Client>,
+    next_client: ClientId,
     commands: Vec<Command>,
 }
 
@@ -38,7 +43,7 @@ struct Client {
     /// What came of a line that has not ended yet.
     line: Vec<u8>,
     /// What came with it.
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Control {
@@ -54,11 +59,16 @@ impl Control {
         std::mem::take(&mut self.commands)
     }
 
-    /// Answers a command.
-    pub fn answer(&mut self, command: &Command, response: &Response) {
-        if let Some(client) = self.clients.get_mut(&command.client) {
+    /// Answers a client, if it is still there.
+    pub fn answer(&mut self, client: ClientId, response: &Response) {
+        if let Some(client) = self.clients.get_mut(&client) {
             client.answer(response);
         }
+    }
+
+    /// Whether a client is still there.
+    pub fn knows(&self, client: ClientId) -> bool {
+        self.clients.contains_key(&client)
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
@@ -69,7 +79,8 @@ impl Control {
                 && stream.set_nonblocking(true).is_ok()
                 && ops.add(watched).is_ok()
             {
-                self.clients.insert(id, Client { stream, line: Vec::new(), descriptor: None });
+                self.clients
+                    .insert(id, Client { stream, line: Vec::new(), descriptors: Vec::new() });
                 self.next_client = id.checked_add(1).unwrap_or(LISTENER + 1);
             }
         }
@@ -77,8 +88,8 @@ impl Control {
 
     fn read(&mut self, id: u32, ops: &mut EventOps) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        let alive = client.read(|request, descriptor| {
-            self.commands.push(Command { client: id, request, descriptor });
+        let alive = client.read(|request, descriptors| {
+            self.commands.push(Command { client: id, request, descriptors });
         });
         if !alive && let Some(client) = self.clients.remove(&id) {
             // Watched until now, so that its number is free for the next.
@@ -104,14 +115,16 @@ impl MutEventSubscriber for Control {
 impl Client {
     /// Takes what there is to read, and its whole lines; false once the client is gone or talks
     /// nonsense of a length that no line has.
-    fn read(&mut self, mut command: impl FnMut(Request, Option<OwnedFd>)) -> bool {
+    fn read(&mut self, mut command: impl FnMut(Request, Vec<OwnedFd>)) -> bool {
         let mut chunk = [0; LINE_MAX];
         // One read a turn: who talks without end waits between others.
         match descriptor::receive(&self.stream, &mut chunk) {
             Ok((0, _)) => return false,
-            Ok((len, descriptor)) => {
+            Ok((len, descriptors)) => {
                 self.line.extend_from_slice(&chunk[..len]);
-                self.descriptor = descriptor.or(self.descriptor.take());
+                self.descriptors.extend(descriptors);
+                let surplus = self.descriptors.len().saturating_sub(DESCRIPTORS_MAX);
+                self.descriptors.drain(..surplus);
             }
             Err(error) => {
                 return matches!(
@@ -123,7 +136,7 @@ impl Client {
         while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.line.drain(..=end).collect();
             match serde_json::from_slice(&line) {
-                Ok(request) => command(request, self.descriptor.take()),
+                Ok(request) => command(request, std::mem::take(&mut self.descriptors)),
                 Err(error) => {
                     let message = format!("not a request: {error}");
                     self.answer(&Response::Refused { message });
@@ -182,7 +195,7 @@ mod tests {
             while self.events.run_with_timeout(0).unwrap() > 0 {
                 let mut control = self.control.lock().unwrap();
                 for command in control.take_commands() {
-                    control.answer(&command, &Response::Done);
+                    control.answer(command.client, &Response::Done);
                     requests.push(command.request);
                 }
             }
@@ -218,15 +231,15 @@ mod tests {
         let (end, other) = UnixStream::pair().unwrap();
         let plug =
             b"{\"verb\":\"plug\",\"mac\":[2,0,0,0,0,1],\"mtu\":null}\n{\"verb\":\"stats\"}\n";
-        assert_eq!(descriptor::send(&client, plug, end.as_fd()).unwrap(), plug.len());
+        assert_eq!(descriptor::send(&client, plug, &[end.as_fd()]).unwrap(), plug.len());
         drop(end);
         served.events.run_with_timeout(0).unwrap();
         served.events.run_with_timeout(0).unwrap();
         let commands = served.control.lock().unwrap().take_commands();
         assert_eq!(commands[1].request, Request::Stats);
-        assert!(commands[1].descriptor.is_none());
+        assert!(commands[1].descriptors.is_empty());
         let mut received =
-            UnixStream::from(commands[0].descriptor.as_ref().unwrap().try_clone().unwrap());
+            UnixStream::from(commands[0].descriptors.last().unwrap().try_clone().unwrap());
         received.write_all(b"!").unwrap();
         let mut byte = [0];
         (&other).read_exact(&mut byte).unwrap();

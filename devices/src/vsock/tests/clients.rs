@@ -200,20 +200,6 @@ fn a_reset_of_the_device_closes_clients_and_works_again() {
 }
 
 #[test]
-fn a_restored_guest_is_told_to_drop_its_connections() {
-    let mut guest = Guest::new(Ends { restored: true, ..Ends::default() });
-    guest.driver.run();
-    let head = guest.driver.queue(EVENT).post(&[], &[4]);
-    guest.driver.kick(EVENT);
-    let used = guest.driver.wait_used(EVENT);
-    assert_eq!((used.head, used.bytes), (head, vec![0; 4]));
-    guest.driver.queue(EVENT).post(&[], &[4]);
-    guest.driver.kick(EVENT);
-    guest.driver.run();
-    assert_eq!(guest.driver.queue(EVENT).take_used(), None, "once is enough");
-}
-
-#[test]
 fn much_data_arrives_intact_both_ways() {
     const BYTES: usize = 8 << 20;
     let mut guest = guest();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::rate_limiter::RateLimits;
 use crate::testing::Driver;
+use crate::virtio::RestoreError;
 use crate::vsock::packet::{HOST_CID, Header, Key, Op, TYPE_STREAM};
 use crate::vsock::{HostEnd, Vsock, VsockConfig};
 
@@ -30,7 +31,6 @@ pub const EXIT_BYTES: usize = 12;
 
 pub const RX: usize = 0;
 pub const TX: usize = 1;
-pub const EVENT: usize = 2;
 
 pub struct Packet {
     pub header: Header,
@@ -71,8 +71,6 @@ pub struct Ends {
     pub stdout: Option<OwnedFd>,
     pub terminal: Option<(OwnedFd, OwnedFd)>,
     pub limits: RateLimits,
-    /// The device serves a guest that was restored from a snapshot.
-    pub restored: bool,
 }
 
 impl Guest {
@@ -86,32 +84,7 @@ impl Guest {
         let path = directory.path().join("vm");
         let ready = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let told = Arc::new(Told::default());
-        let (message, output) = (told.clone(), told.clone());
-        let exit = HostEnd::Message {
-            len: EXIT_BYTES,
-            deliver: Box::new(move |bytes| message.messages.lock().unwrap().push(bytes.to_vec())),
-        };
-        let streams = |read, write| HostEnd::Streams { read, write };
-        let mut host_ports = vec![(EXIT, exit)];
-        host_ports.extend(ends.stdin.map(|fd| (STDIN, streams(Some(fd), None))));
-        host_ports.extend(ends.stdout.map(|fd| (STDOUT, streams(None, Some(fd)))));
-        let terminal = ends.terminal.map(|(read, write)| streams(Some(read), Some(write)));
-        host_ports.extend(terminal.map(|end| (TERMINAL, end)));
-        let device = Vsock::new(VsockConfig {
-            guest_cid: CID as u32,
-            listener: UnixListener::bind(&path).unwrap(),
-            path: path.clone(),
-            ready: ready.try_clone().unwrap(),
-            host_ports,
-            on_first_output: Some(Box::new(move || {
-                output.first_outputs.fetch_add(1, Ordering::SeqCst);
-            })),
-        })
-        .unwrap();
-        let mut device = device.limited(&ends.limits).unwrap();
-        if ends.restored {
-            device.transport_reset();
-        }
+        let device = Self::device(ends, &path, &ready, &told);
         let mut guest = Self {
             driver: Driver::start(Box::new(device)),
             told,
@@ -125,6 +98,50 @@ impl Guest {
         };
         guest.refill();
         guest
+    }
+
+    /// Goes on, from a snapshot, with another device.
+    pub fn restore(&mut self, ends: Ends) -> Result<(), RestoreError> {
+        std::fs::remove_file(&self.path).unwrap();
+        let device = Self::device(ends, &self.path, &self.ready, &self.told);
+        self.driver.restore_to(Box::new(device))?;
+        self.driver.run();
+        Ok(())
+    }
+
+    /// A device without a guest.
+    pub fn bare(ends: Ends) -> Vsock {
+        let directory = tempfile::tempdir().unwrap();
+        let ready = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        Self::device(ends, &directory.path().join("vm"), &ready, &Arc::default())
+    }
+
+    fn device(ends: Ends, path: &Path, ready: &EventFd, told: &Arc<Told>) -> Vsock {
+        let limits = ends.limits;
+        let (message, output) = (told.clone(), told.clone());
+        let exit = HostEnd::Message {
+            len: EXIT_BYTES,
+            deliver: Box::new(move |bytes| message.messages.lock().unwrap().push(bytes.to_vec())),
+        };
+        let streams = |read, write| HostEnd::Streams { read, write };
+        let mut host_ports = vec![(EXIT, exit)];
+        host_ports.extend(ends.stdin.map(|fd| (STDIN, streams(Some(fd), None))));
+        host_ports.extend(ends.stdout.map(|fd| (STDOUT, streams(None, Some(fd)))));
+        let terminal = ends.terminal.map(|(read, write)| streams(Some(read), Some(write)));
+        host_ports.extend(terminal.map(|end| (TERMINAL, end)));
+        Vsock::new(VsockConfig {
+            guest_cid: CID as u32,
+            listener: UnixListener::bind(path).unwrap(),
+            path: path.to_owned(),
+            ready: ready.try_clone().unwrap(),
+            host_ports,
+            on_first_output: Some(Box::new(move || {
+                output.first_outputs.fetch_add(1, Ordering::SeqCst);
+            })),
+        })
+        .unwrap()
+        .limited(&limits)
+        .unwrap()
     }
 
     /// Keeps the receive queue full, as Linux does.
