@@ -80,6 +80,8 @@ pub struct Agent {
     pub(crate) clock_is_set: bool,
     pub(crate) container: Option<Container>,
     pub(crate) execs: BTreeMap<String, ExecEntry>,
+    /// The container stands still since before this VM was restored, until Restore.
+    pub(crate) awaits_restore: bool,
     epoll: OwnedFd,
     sources: BTreeMap<SourceId, Source>,
     next_source: SourceId,
@@ -108,6 +110,7 @@ impl Agent {
             clock_is_set: false,
             container: None,
             execs: BTreeMap::new(),
+            awaits_restore: false,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             sources: BTreeMap::new(),
             next_source: 0,
@@ -116,7 +119,7 @@ impl Agent {
         };
         agent.add(Source::Signals(signals))?;
         agent.add(Source::Clients(clients))?;
-        agent.clock_is_set = identity::assume(marks);
+        agent.clock_is_set = identity::assume(marks).clock_is_set;
         Ok(agent)
     }
 

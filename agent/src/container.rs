@@ -107,6 +107,18 @@ impl Container {
         Ok((Exec { launch, terminal }, ours))
     }
 
+    /// Sets the container's host name.
+    pub fn set_hostname(&self, name: &[u8]) -> Result<(), ProcessError> {
+        let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::empty());
+        let container = open(self.launch.pid).map_err(step("find the container's process"))?;
+        let agent = open(rustix::process::getpid()).map_err(step("find the agent's process"))?;
+        let enter = |process: &OwnedFd| set_namespaces(process.as_fd(), libc::CLONE_NEWUTS);
+        enter(&container).map_err(step("enter the container's UTS namespace"))?;
+        let set = rustix::system::sethostname(name).map_err(step("set the host name"));
+        enter(&agent).map_err(step("leave the container's UTS namespace"))?;
+        set
+    }
+
     /// Sends a signal to a process of the container. One that is to be executed yet ends at any
     /// signal that would end its program: as PID 1 it would not notice.
     pub fn signal_process(&self, launch: &Launch, signal: libc::c_int) -> Result<(), ProcessError> {

@@ -1,8 +1,8 @@
-//! What makes this VM itself, asked for when the agent is about to wait: fresh randomness and the
-//! wall clock.
+//! What makes this VM itself, asked for when it may have been saved: fresh randomness and the wall
+//! clock.
 //!
-//! A VM that was cloned from a template wakes up right behind the [`BootMark::Waiting`] of the agent,
-//! with the random state of the template. Nothing may be drawn from it before it is mixed with what
+//! A VM that goes on from a template or another snapshot wakes up right behind the
+//! [`BootMark::Waiting`] of the agent, with the random state that was saved. Nothing may be drawn from it before it is mixed with what
 //! the VMM gives to this VM alone: hence one fd opened in advance, a few words read from a port, two
 //! ioctls, and only then anything else.
 
@@ -30,16 +30,25 @@ struct Entropy {
     bytes: [u8; GuestInfo::SEED_LEN],
 }
 
-/// Says that the agent waits, and takes over who it is from then on. Returns whether the clock was
-/// set. Outside of a VM of ours nothing happens.
-pub fn assume(marks: BootMarks) -> bool {
+/// Who the VM is from now on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Identity {
+    /// It knows what time it is.
+    pub clock_is_set: bool,
+    /// It goes on from a snapshot that was taken at this mark.
+    pub restored: bool,
+}
+
+/// Says that the agent waits, and takes over who it is from then on. Outside of a VM of ours nothing
+/// happens.
+pub fn assume(marks: BootMarks) -> Identity {
     if !marks.are_enabled() {
-        return false;
+        return Identity::default();
     }
     let random = open_random();
     marks.stamp(BootMark::Waiting);
     // From here on this may be one of many clones.
-    let Some(info) = marks.read_info() else { return false };
+    let Some(info) = marks.read_info() else { return Identity::default() };
     let reseeded = match (&random, info.seed) {
         (Ok(random), Some(seed)) => reseed(random, seed),
         (Err(error), _) => Err(*error),
@@ -55,7 +64,7 @@ pub fn assume(marks: BootMarks) -> bool {
     if let Err(error) = &set {
         log!("cannot set the clock: {error}");
     }
-    set.is_ok()
+    Identity { clock_is_set: set.is_ok(), restored: info.restored }
 }
 
 /// The device, made if this is a bare initramfs.

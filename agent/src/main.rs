@@ -11,6 +11,7 @@
 mod agent;
 mod boot_mark;
 mod caps;
+mod checkpoint;
 mod clone;
 mod container;
 mod guest;

@@ -44,6 +44,8 @@ impl Agent {
             "Resize" => call_with(payload, |request| self.resize(request)),
             "Processes" => call_with(payload, |request| self.processes(request)),
             "UpdateResources" => call_with(payload, |request| self.update_resources(request)),
+            "Checkpoint" => call_with(payload, |request| self.checkpoint(request)),
+            "Restore" => call_with(payload, |request| self.restore(request)),
             "Stats" => call_with(payload, |request| self.stats(request)),
             method => Err(refuse(Code::UNIMPLEMENTED, format!("there is no method {method:?}"))),
         })
@@ -285,7 +287,7 @@ fn pid_of(launch: &Launch) -> u32 {
     launch.pid.as_raw_nonzero().get().unsigned_abs()
 }
 
-fn no_container() -> Status {
+pub fn no_container() -> Status {
     refuse(Code::FAILED_PRECONDITION, "there is no container yet")
 }
 

@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use bulkhead_vmm::snapshot::{self, Cpu, SnapshotError};
 use bulkhead_vmm::spec::VmSpec;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 const VARIABLE: &str = "BULKHEAD_TEMPLATES";
 const SYSTEM_DIR: &str = "/var/lib/bulkhead/templates";
@@ -63,13 +63,20 @@ fn failed<E: Into<io::Error>>(
     move |source| TemplateError::Io { action, path: path.to_owned(), source: source.into() }
 }
 
-/// A template's files, open.
+/// A snapshot's files, open.
 #[derive(Debug)]
-pub struct Template {
+pub struct Snapshot {
     /// The state file.
     pub state: File,
     /// The memory file.
     pub memory: File,
+}
+
+/// A template's files, open.
+#[derive(Debug)]
+pub struct Template {
+    /// The VM.
+    pub snapshot: Snapshot,
     /// The [`WorkingSet`](snapshot::WorkingSet) of its clones.
     pub working_set: File,
 }
@@ -121,6 +128,18 @@ impl Templates {
         Template::open(&dir, vm)
     }
 
+    /// Empty files that have no name, for a snapshot that only the VMs made from it need.
+    pub fn nameless(&self) -> Result<Snapshot, TemplateError> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&self.0).map_err(failed("make", &self.0))?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let create = || {
+            let file = rustix::fs::open(&self.0, flags, Mode::from(0o600));
+            file.map(File::from).map_err(failed("make a file in", &self.0))
+        };
+        Ok(Snapshot { state: create()?, memory: create()? })
+    }
+
     /// Removes what has been there longest, beyond a number; who uses it has it open.
     fn forget_oldest(&self, newest: &Path) {
         let Ok(entries) = fs::read_dir(&self.0) else { return };
@@ -141,34 +160,53 @@ impl Templates {
     }
 }
 
+impl Snapshot {
+    /// Its files in a directory.
+    pub fn files(dir: &Path) -> [PathBuf; 2] {
+        [STATE, MEMORY].map(|name| dir.join(name))
+    }
+
+    /// Opens one. Whether it is whole, and of the right VM, is for the VMM to see.
+    pub fn open(dir: &Path) -> Result<Self, TemplateError> {
+        let [state, memory] = Self::files(dir);
+        Ok(Self { state: open(state)?, memory: open(memory)? })
+    }
+
+    /// Makes empty files for one.
+    pub fn create(dir: &Path) -> Result<Self, TemplateError> {
+        let [state, memory] = Self::files(dir);
+        Ok(Self { state: create(state)?, memory: create(memory)? })
+    }
+}
+
 impl Template {
     /// Opens a template that is whole.
     fn open(dir: &Path, vm: &VmSpec) -> Result<Self, TemplateError> {
-        let open = |name: &str| {
-            let path = dir.join(name);
-            File::open(&path).map_err(failed("open", &path))
-        };
-        let (state, memory, working_set) = (open(STATE)?, open(MEMORY)?, open(PAGES)?);
-        let template = Self { state, memory, working_set };
-        let len = template.memory.metadata().map_err(failed("examine", dir))?.len();
+        let template = Self { snapshot: Snapshot::open(dir)?, working_set: open(dir.join(PAGES))? };
+        let Snapshot { state, memory } = &template.snapshot;
+        let len = memory.metadata().map_err(failed("examine", dir))?.len();
         if len != u64::from(vm.memory_mib) << 20 {
             return Err(SnapshotError::Damaged("its memory has not the length of a VM's").into());
         }
-        snapshot::verify(&template.state)?;
+        snapshot::verify(state)?;
         snapshot::verify(&template.working_set)?;
         Ok(template)
     }
 
     /// Makes empty files for one.
     fn create(dir: &Path) -> Result<Self, TemplateError> {
-        let create = |name: &str| {
-            let path = dir.join(name);
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create_new(true).mode(0o600);
-            options.open(&path).map_err(failed("make", &path))
-        };
-        Ok(Self { state: create(STATE)?, memory: create(MEMORY)?, working_set: create(PAGES)? })
+        Ok(Self { snapshot: Snapshot::create(dir)?, working_set: create(dir.join(PAGES))? })
     }
+}
+
+fn open(path: PathBuf) -> Result<File, TemplateError> {
+    File::open(&path).map_err(failed("open", &path))
+}
+
+fn create(path: PathBuf) -> Result<File, TemplateError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    options.open(&path).map_err(failed("make", &path))
 }
 
 fn lock(path: &Path) -> Result<File, TemplateError> {

@@ -36,8 +36,8 @@ impl Place {
     fn get(&self, vcpus: u8) -> Result<Template, TemplateError> {
         self.templates.get(&self.vm(vcpus), &self.dir.path().join("vmm"), |files| {
             self.built.fetch_add(1, Ordering::SeqCst);
-            files.memory.set_len(u64::from(MIB) << 20).unwrap();
-            (&files.state).write_all(&snapshot::seal(b"state")).unwrap();
+            files.snapshot.memory.set_len(u64::from(MIB) << 20).unwrap();
+            (&files.snapshot.state).write_all(&snapshot::seal(b"state")).unwrap();
             snapshot::WorkingSet::default().write(&files.working_set).unwrap();
             Ok(())
         })

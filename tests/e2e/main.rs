@@ -1,6 +1,7 @@
 //! End-to-end: real containers in real VMs, on a KVM that can host Linux. See tests/e2e/run.
 
 mod bad_input;
+mod checkpoint;
 mod clone;
 mod containerd;
 mod doctor;

@@ -111,14 +111,9 @@ impl Machine {
         timeline.mark("vm_created");
 
         let device_error = |device| move |source| MachineError::Device { device, source };
-        let wake = event_fd().map_err(device_error("ending"))?;
-        let ending = Ending::new(Arc::new(wake));
+        let ending = Ending::new(Arc::new(event_fd().map_err(device_error("ending"))?));
         let gate = Gate::new().map_err(MachineError::Gate)?;
-        let save_point = Arc::new(SavePoint::new(gate.clone(), ending.clone()));
-        let order = spec.template.as_ref().map(Order::template);
-        if order.is_some() {
-            save_point.want();
-        }
+        let (save_point, order) = save_point(spec, &gate, &ending);
         let ready = ready(saved.is_some()).map_err(device_error("vsock"))?;
         let mut wiring = Wiring::new(&vm, &memory)?;
         let marks = Marks {
@@ -172,6 +167,16 @@ impl Machine {
             fs_worker,
         })
     }
+}
+
+/// Where the guest is saved, and why it is to be from the beginning.
+fn save_point(spec: &VmSpec, gate: &Arc<Gate>, ending: &Ending) -> (Arc<SavePoint>, Option<Order>) {
+    let save_point = Arc::new(SavePoint::new(gate.clone(), ending.clone()));
+    let order = spec.template.as_ref().map(Order::template);
+    if order.is_some() {
+        save_point.want();
+    }
+    (save_point, order)
 }
 
 /// Says that the agent listens; that of a VM which was saved has done so since before that.

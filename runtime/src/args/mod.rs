@@ -42,6 +42,12 @@ verbs! {
     Pause(oci::IdArgs) = "pause",
     /// Let them run again
     Resume(oci::IdArgs) = "resume",
+    /// Save a running container to files, and remove it
+    Checkpoint(Box<oci::CheckpointArgs>) = "checkpoint",
+    /// Let a container go on from where it was saved
+    Restore(Box<oci::RestoreArgs>) = "restore",
+    /// Make a second container that goes on from where a running one is now
+    Clone(oci::CloneArgs) = "clone",
     /// Print what a container uses, and when it runs out of memory, as JSON
     Events(oci::EventsArgs) = "events",
     /// Change a container's limits

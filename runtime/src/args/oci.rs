@@ -184,6 +184,85 @@ pub struct ListArgs {
     pub quiet: bool,
 }
 
+/// Options of runc's for criu, which has no part in this.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct CriuArgs {
+    /// Accepted and ignored: there are no working files
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub work_path: Option<PathBuf>,
+    /// Accepted and ignored: the guest's connections within itself are kept in any case
+    #[arg(long, hide = true)]
+    pub tcp_established: bool,
+    /// Accepted and ignored
+    #[arg(long, hide = true)]
+    pub ext_unix_sk: bool,
+    /// Accepted and ignored
+    #[arg(long, hide = true)]
+    pub shell_job: bool,
+    /// Accepted and ignored: locks are the guest's, and kept
+    #[arg(long, hide = true)]
+    pub file_locks: bool,
+    /// Accepted and ignored
+    #[arg(long, value_name = "MODE", hide = true)]
+    pub manage_cgroups_mode: Option<String>,
+    /// Accepted and ignored
+    #[arg(long, value_name = "NAMESPACE", hide = true)]
+    pub empty_ns: Vec<String>,
+    /// Accepted and ignored
+    #[arg(long, hide = true)]
+    pub auto_dedup: bool,
+}
+
+/// `bulkhead checkpoint`
+#[derive(Clone, Debug, clap::Args)]
+pub struct CheckpointArgs {
+    /// Directory to save it to, which has no checkpoint yet
+    #[arg(short = 'o', long, value_name = "DIR", default_value = "checkpoint")]
+    pub image_path: PathBuf,
+    /// Let it go on, and keep it
+    #[arg(long)]
+    pub leave_running: bool,
+    #[command(flatten)]
+    pub criu: CriuArgs,
+    /// The container
+    #[arg(value_name = "ID")]
+    pub id: String,
+}
+
+/// `bulkhead restore`
+#[derive(Clone, Debug, clap::Args)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    pub bundle: BundleArgs,
+    /// Leave it running, and end
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Directory it was saved to
+    #[arg(short = 'o', long, value_name = "DIR", default_value = "checkpoint")]
+    pub image_path: PathBuf,
+    /// Accepted and ignored
+    #[arg(long, hide = true)]
+    pub no_subreaper: bool,
+    #[command(flatten)]
+    pub criu: CriuArgs,
+    /// Name of the container, unique on this host
+    #[arg(value_name = "ID")]
+    pub id: String,
+}
+
+/// `bulkhead clone`
+#[derive(Clone, Debug, clap::Args)]
+pub struct CloneArgs {
+    #[command(flatten)]
+    pub bundle: BundleArgs,
+    /// The running container
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Name of the other one, unique on this host, and its host name
+    #[arg(value_name = "NEW")]
+    pub new: String,
+}
+
 /// `bulkhead events`
 #[derive(Clone, Debug, clap::Args)]
 pub struct EventsArgs {

@@ -3,7 +3,7 @@
 use super::oci::{OciError, write_pid_file};
 use crate::args::oci::{CreateArgs, Global};
 use crate::oci::container::ContainerError;
-use crate::oci::create::{self, Wanted};
+use crate::oci::create::{self, Origin, Wanted};
 use crate::oci::id::ContainerId;
 use crate::settings::Settings;
 use crate::state::Root;
@@ -11,9 +11,9 @@ use crate::state::Root;
 /// Creates it and leaves it behind.
 pub fn run(args: &CreateArgs, root: &Root, global: &Global) -> Result<(), OciError> {
     let id = ContainerId::try_from(args.id.as_str())?;
-    let cold = global.cold || Settings::load()?.cold;
+    let origin = Origin::by(global.cold || Settings::load()?.cold);
     let systemd_cgroup = global.systemd_cgroup;
-    let wanted = Wanted { id: &id, args: &args.bundle, detach: true, systemd_cgroup, cold };
+    let wanted = Wanted { id: &id, args: &args.bundle, detach: true, systemd_cgroup, origin };
     let (container, mut vmm) = create::create(wanted, root)?;
     if let Some(file) = &args.bundle.pid_file
         && let Err(error) = write_pid_file(file, container.record.process.pid)

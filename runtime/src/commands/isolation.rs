@@ -17,6 +17,7 @@ use crate::state::Root;
 pub fn choose(command: &Command, global: &Global, root: &Root) -> Result<(), OciError> {
     let theirs = match (command, id(command)) {
         (Command::Create(create), _) => wall(&create.bundle, global)? == Isolation::Process,
+        (Command::Restore(restore), _) => wall(&restore.bundle, global)? == Isolation::Process,
         (Command::Run(run), _) => wall(&run.bundle, global)? == Isolation::Process,
         (_, Some(id)) => delegate::owns(root, id),
         (_, None) => false,
@@ -46,6 +47,8 @@ fn id(command: &Command) -> Option<&str> {
     Some(match command {
         Command::Start(args) | Command::State(args) => &args.id,
         Command::Pause(args) | Command::Resume(args) => &args.id,
+        Command::Checkpoint(args) => &args.id,
+        Command::Clone(args) => &args.id,
         Command::Kill(args) => &args.id,
         Command::Delete(args) => &args.id,
         Command::Exec(args) => &args.id,

@@ -1,5 +1,7 @@
 //! One verb, one file.
 
+pub mod checkpoint;
+pub mod clone;
 pub mod create;
 pub mod delete;
 pub mod doctor;
@@ -14,6 +16,7 @@ pub mod oci;
 pub mod pause;
 pub mod ps;
 pub mod pull;
+pub mod restore;
 pub mod resume;
 pub mod rmi;
 pub mod run;

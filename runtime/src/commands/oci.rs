@@ -22,6 +22,7 @@ use crate::oci::signal::SignalError;
 use crate::settings::SettingsError;
 use crate::short_path::ShortPath;
 use crate::state::{CONTROL_SOCKET, Root, StateError};
+use crate::templates::TemplateError;
 
 /// How long the agent of a running container may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,6 +44,17 @@ pub enum OciError {
     Control(#[from] ClientError),
     #[error(transparent)]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Snapshot(#[from] TemplateError),
+    #[error(
+        "container {0} has no bundle that it could be restored with: it is one of `bulkhead run`"
+    )]
+    NoBundle(ContainerId),
+    #[error(
+        "container {0} has network interfaces, which are not saved yet; \
+         give a container that is to be saved --network none"
+    )]
+    Network(ContainerId),
     #[error(transparent)]
     Signal(#[from] SignalError),
     #[error(transparent)]

@@ -11,10 +11,11 @@ use crate::args::RunArgs;
 use crate::args::oci::Global;
 use crate::oci::bundle;
 use crate::oci::container::{Container, exit_code};
-use crate::oci::create::{self, Wanted};
+use crate::oci::create::{self, Origin, Wanted};
 use crate::oci::detached::Detached;
 use crate::oci::id::ContainerId;
 use crate::oci::log::Log;
+use crate::oci::record::Phase;
 use crate::settings::Settings;
 use crate::state::Root;
 use crate::terminal::Raw;
@@ -30,17 +31,26 @@ pub fn is_meant(args: &RunArgs) -> bool {
 pub fn run(args: &RunArgs, root: &Root, global: &Global, log: &Log) -> Result<u8, OciError> {
     let [id] = &args.command[..] else { return Err(OciError::OneId) };
     let id = ContainerId::try_from(id.as_str())?;
-    // Before the VMM is there: none may be lost.
-    let signals = (!args.detach).then(Signals::block).transpose().map_err(OciError::Signals)?;
     let (detach, systemd_cgroup) = (args.detach, global.systemd_cgroup);
-    let cold = global.cold || Settings::load()?.cold;
-    let wanted = Wanted { id: &id, args: &args.bundle, detach, systemd_cgroup, cold };
+    let origin = Origin::by(global.cold || Settings::load()?.cold);
+    let wanted = Wanted { id: &id, args: &args.bundle, detach, systemd_cgroup, origin };
+    attend(wanted, args.keep, root, log)
+}
+
+/// Creates a container and starts it, unless it runs already; stays with it to its end, unless it is
+/// to be left behind.
+pub fn attend(wanted: Wanted<'_>, keep: bool, root: &Root, log: &Log) -> Result<u8, OciError> {
+    // Before the VMM is there: none may be lost.
+    let signals = (!wanted.detach).then(Signals::block).transpose().map_err(OciError::Signals)?;
     let (mut container, mut vmm) = create::create(wanted, root)?;
     let pid = container.record.process.pid;
-    let pid_file = args.bundle.pid_file.as_deref();
-    let started = pid_file
-        .map_or(Ok(()), |file| write_pid_file(file, pid))
-        .and_then(|()| start::start(&mut container, log));
+    let pid_file = wanted.args.pid_file.as_deref();
+    let started = pid_file.map_or(Ok(()), |file| write_pid_file(file, pid)).and_then(|()| {
+        match container.record.phase {
+            Phase::Created => start::start(&mut container, log),
+            Phase::Running | Phase::Paused => Ok(()),
+        }
+    });
     if let Err(error) = started {
         vmm.kill();
         delete::delete(&container, root, true, log)?;
@@ -51,7 +61,7 @@ pub fn run(args: &RunArgs, root: &Root, global: &Global, log: &Log) -> Result<u8
         return Ok(0);
     };
     let code = watch(&container, vmm, &signals);
-    if !args.keep {
+    if !keep {
         delete::delete(&container, root, true, log)?;
     }
     code

@@ -29,6 +29,7 @@ pub fn start(container: &mut Container, log: &Log) -> Result<(), OciError> {
     }
     let network = plug_in(container)?;
     let mut agent = container.agent(PATIENCE)?;
+    container.record.interfaces += network.interfaces.len();
     let request = StartContainerRequest { network: Some(network).into(), ..Default::default() };
     let response: StartContainerResponse = agent.call("StartContainer", &request, PATIENCE)?;
     if let Some(failure) = response.failure.into_option() {

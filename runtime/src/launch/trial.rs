@@ -82,8 +82,9 @@ pub fn working_set(
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         die_with_us(command);
     })?;
-    let set = say_hello(&mut vmm, dir)
-        .and_then(|()| pages_of(vmm.id(), &template.memory).map_err(failed("read its memory map")));
+    let set = say_hello(&mut vmm, dir).and_then(|()| {
+        pages_of(vmm.id(), &template.snapshot.memory).map_err(failed("read its memory map"))
+    });
     // An error says that it has ended already.
     let _ = vmm.kill().and_then(|()| vmm.wait());
     set

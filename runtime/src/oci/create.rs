@@ -14,7 +14,8 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use bulkhead_protocol::rpc::agent::{
-    ContainerSpec, CreateContainerRequest, CreateContainerResponse, StartFailure,
+    ContainerSpec, CreateContainerRequest, CreateContainerResponse, RestoreRequest,
+    RestoreResponse, StartFailure,
 };
 use bulkhead_vmm::spec::{Outcome, VmSpec};
 use oci_spec::runtime::Hooks;
@@ -41,6 +42,7 @@ use crate::launch;
 use crate::net::{self, NetError};
 use crate::settings::{Settings, SettingsError};
 use crate::state::{Root, StateError, VmDir};
+use crate::templates::Snapshot;
 use crate::terminal;
 use crate::user;
 use crate::verdict::{self, VerdictError};
@@ -121,8 +123,28 @@ pub struct Wanted<'a> {
     pub detach: bool,
     /// linux.cgroupsPath has systemd's form.
     pub systemd_cgroup: bool,
-    /// Its VM boots, rather than be cloned from a template.
-    pub cold: bool,
+    /// What its VM comes from.
+    pub origin: Origin<'a>,
+}
+
+/// What a container's VM comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// It is cloned from a template, if there can be one.
+    Template,
+    /// It boots.
+    Boot,
+    /// It goes on as the container that was saved here.
+    Checkpoint(&'a Snapshot),
+    /// The same, as one more beside that.
+    Clone(&'a Snapshot),
+}
+
+impl Origin<'_> {
+    /// By template, unless the VM is to start cold.
+    pub fn by(cold: bool) -> Self {
+        if cold { Self::Boot } else { Self::Template }
+    }
 }
 
 /// Creates a container; it lives on only if the VMM is [let go](Detached::let_go).
@@ -152,16 +174,23 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let limits = Settings::load()?.limits(&bundle.annotations())?;
     let vm = VmSpec { nets: network.nets, limits, ..vm };
     // In our own cgroup, and for the next container too: whatever comes of this one.
-    let template = launch::template(&vm, &vmm, root, wanted.cold);
+    let template = match wanted.origin {
+        Origin::Template => launch::template(&vm, &vmm, root, false),
+        _ => None,
+    };
+    let course = match wanted.origin {
+        Origin::Checkpoint(files) | Origin::Clone(files) => Course::Restore(files),
+        Origin::Template | Origin::Boot => Course::by(template.as_ref()),
+    };
     let console = console(wanted, &spec)?;
     let terminal = console.as_ref().map(|console| console.slave.try_clone()).transpose();
-    let mut record = record(wanted, &bundle);
+    let mut record = record(wanted, &bundle, vm.nets.len());
     let cgroup = cgroup(&record, &vm, &bundle)?;
     let surroundings = Surroundings {
         terminal: terminal.map_err(ConsoleError::Open)?,
         cgroups: cgroup.as_ref().map(HostCgroup::entrances).transpose()?.unwrap_or_default(),
     };
-    let created = Detached::start(&vmm, vm, &dir, Course::by(template.as_ref()), surroundings)
+    let created = Detached::start(&vmm, vm, &dir, course, surroundings)
         .map_err(CreateError::from)
         .and_then(|detached| {
             record.process = detached.process;
@@ -247,7 +276,14 @@ fn console(wanted: Wanted<'_>, spec: &ContainerSpec) -> Result<Option<Console>, 
 }
 
 /// All but the VMM's process, which is not there yet.
-fn record(wanted: Wanted<'_>, bundle: &Bundle) -> Record {
+fn record(wanted: Wanted<'_>, bundle: &Bundle, interfaces: usize) -> Record {
+    let (own_cgroup, phase) = match wanted.origin {
+        Origin::Template | Origin::Boot => (false, Phase::Created),
+        Origin::Checkpoint(_) => (false, Phase::Running),
+        // That of the bundle is the other one's.
+        Origin::Clone(_) => (true, Phase::Running),
+    };
+    let linux = bundle.spec.linux().as_ref().filter(|_| !own_cgroup);
     Record {
         id: wanted.id.to_string(),
         bundle: bundle.dir.clone(),
@@ -255,10 +291,11 @@ fn record(wanted: Wanted<'_>, bundle: &Bundle) -> Record {
         oci_version: bundle.spec.version().clone(),
         annotations: bundle.spec.annotations().iter().flatten().map(owned).collect(),
         created: clock::now_rfc3339(),
-        cgroups_path: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()),
+        cgroups_path: linux.and_then(|linux| linux.cgroups_path().clone()),
         systemd_cgroup: wanted.systemd_cgroup,
         process: HostProcess { pid: 0, start_ticks: 0 },
-        phase: Phase::Created,
+        interfaces,
+        phase,
     }
 }
 
@@ -287,7 +324,11 @@ fn settle(
         hooks::run(stage, list.as_ref(), &state)?;
     }
     let mut agent = Client::connect(&dir.socket(), BOOT_MAX)?;
-    create_container(&mut agent, spec)?;
+    match wanted.origin {
+        Origin::Template | Origin::Boot => create_container(&mut agent, spec)?,
+        Origin::Checkpoint(_) => restore_container(&mut agent, spec.hostname)?,
+        Origin::Clone(_) => restore_container(&mut agent, wanted.id.to_string())?,
+    }
     after_create(&hooks, &state)?;
     if let (Some(console), Some(socket)) = (console, &wanted.args.console_socket) {
         console.send(socket)?;
@@ -311,6 +352,12 @@ fn await_network(vmm: HostProcess) -> Result<(), CreateError> {
 
 fn after_create(hooks: &Hooks, state: &str) -> Result<(), HookError> {
     hooks::run("createContainer", hooks.create_container().as_ref(), state)
+}
+
+fn restore_container(agent: &mut Client, hostname: String) -> Result<(), CreateError> {
+    let request = RestoreRequest { hostname, ..Default::default() };
+    let _: RestoreResponse = agent.call("Restore", &request, SETUP_MAX)?;
+    Ok(())
 }
 
 fn create_container(agent: &mut Client, mut spec: ContainerSpec) -> Result<(), CreateError> {

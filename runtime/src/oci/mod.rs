@@ -53,6 +53,7 @@
 pub mod background;
 pub mod bundle;
 pub mod cgroup;
+pub mod checkpoint;
 pub mod clock;
 pub mod console;
 pub mod container;

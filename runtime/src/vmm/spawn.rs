@@ -14,7 +14,7 @@ use rustix::fs::MemfdFlags;
 use super::VmmError;
 use crate::short_path::ShortPath;
 use crate::state::VmDir;
-use crate::templates::Template;
+use crate::templates::{Snapshot, Template};
 
 /// How the VM comes to run.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,8 @@ pub enum Course<'a> {
     Boot,
     /// It goes on where the template stands.
     Clone(&'a Template),
+    /// It goes on where the container that was saved stands.
+    Restore(&'a Snapshot),
     /// It boots, to become the template in these files.
     Save(&'a Template),
 }
@@ -34,11 +36,15 @@ impl<'a> Course<'a> {
     }
 
     fn saves_to(self) -> Option<SnapshotFiles> {
-        if let Self::Save(files) = self { Some(snapshot_files(files)) } else { None }
+        if let Self::Save(files) = self { Some(snapshot_files(&files.snapshot)) } else { None }
     }
 
     fn goes_on_from(self) -> Option<SnapshotFiles> {
-        if let Self::Clone(files) = self { Some(snapshot_files(files)) } else { None }
+        match self {
+            Self::Clone(files) => Some(snapshot_files(&files.snapshot)),
+            Self::Restore(files) => Some(snapshot_files(files)),
+            Self::Boot | Self::Save(_) => None,
+        }
     }
 
     fn working_set(self) -> Option<RawFd> {
@@ -46,7 +52,7 @@ impl<'a> Course<'a> {
     }
 }
 
-fn snapshot_files(files: &Template) -> SnapshotFiles {
+fn snapshot_files(files: &Snapshot) -> SnapshotFiles {
     SnapshotFiles { state_fd: files.state.as_raw_fd(), memory_fd: files.memory.as_raw_fd() }
 }
 

@@ -27,7 +27,7 @@ pub fn run(input: &[u8]) {
         while events.run_with_timeout(0).unwrap() > 0 {
             let mut control = control.lock().unwrap();
             for command in control.take_commands() {
-                control.answer(&command, &Response::Done);
+                control.answer(command.client, &Response::Done);
             }
         }
         let _ = client.read(&mut [0; 4096]);

@@ -1,0 +1,43 @@
+//! `bulkhead checkpoint`: saves a running container to files, from which it goes on by `restore`.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use super::delete;
+use super::oci::{self, OciError};
+use crate::args::oci::CheckpointArgs;
+use crate::oci::checkpoint;
+use crate::oci::log::Log;
+use crate::state::Root;
+use crate::templates::Snapshot;
+
+/// How long a VM that was saved may take to be gone.
+const END_MAX: Duration = Duration::from_secs(30);
+
+/// Saves it; without --leave-running it is removed then, as runc does.
+pub fn run(args: &CheckpointArgs, root: &Root, log: &Log) -> Result<(), OciError> {
+    let container = oci::open(root, &args.id)?;
+    let dir = args.image_path.as_path();
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).map_err(|source| OciError::Write { path: dir.to_owned(), source })?;
+    let files = Snapshot::create(dir)?;
+    if let Err(error) = checkpoint::save(&container, &files, !args.leave_running) {
+        forget(dir);
+        return Err(error);
+    }
+    if !args.leave_running {
+        container.wait(END_MAX);
+        delete::delete(&container, root, true, log)?;
+    }
+    Ok(())
+}
+
+/// Removes what is no checkpoint.
+fn forget(dir: &Path) {
+    for file in Snapshot::files(dir) {
+        let _ = fs::remove_file(file);
+    }
+}

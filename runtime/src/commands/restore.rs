@@ -1,0 +1,20 @@
+//! `bulkhead restore`: a container goes on from where `checkpoint` saved it.
+
+use super::oci::OciError;
+use super::run_bundle;
+use crate::args::oci::{Global, RestoreArgs};
+use crate::oci::create::{Origin, Wanted};
+use crate::oci::id::ContainerId;
+use crate::oci::log::Log;
+use crate::state::Root;
+use crate::templates::Snapshot;
+
+/// Restores it; returns its exit code, or 0 if it is left behind.
+pub fn run(args: &RestoreArgs, root: &Root, global: &Global, log: &Log) -> Result<u8, OciError> {
+    let id = ContainerId::try_from(args.id.as_str())?;
+    let files = Snapshot::open(&args.image_path)?;
+    let (origin, systemd_cgroup) = (Origin::Checkpoint(&files), global.systemd_cgroup);
+    let (bundle, detach) = (&args.bundle, args.detach);
+    let wanted = Wanted { id: &id, args: bundle, detach, systemd_cgroup, origin };
+    run_bundle::attend(wanted, false, root, log)
+}

@@ -1,0 +1,61 @@
+//! Saving a running container, for `checkpoint` and `clone`.
+//!
+//! ```text
+//!  control socket: snapshot, two files ──▶ armed
+//!  agent: Checkpoint ──▶ processes frozen ──▶ mark ──▶ the VMM saves ──▶ control socket: done
+//!                                                  └──▶ processes thawed ──▶ the agent's answer
+//! ```
+
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use bulkhead_protocol::rpc::agent::{CheckpointRequest, CheckpointResponse};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::container::Container;
+use crate::agent::AgentError;
+use crate::commands::oci::{self, OciError, PATIENCE};
+use crate::templates::Snapshot;
+
+/// How long the agent may take to freeze the processes, and the VMM to write its memory to a disk.
+const SAVE_MAX: Duration = Duration::from_secs(600);
+
+/// Saves a running container to empty files. With `end` its VM ends then.
+pub fn save(container: &Container, files: &Snapshot, end: bool) -> Result<(), OciError> {
+    let (id, status) = (container.id.clone(), container.status());
+    if !status.can_pause() {
+        return Err(OciError::Status { verb: "save", id, status });
+    }
+    if container.record.bundle.as_os_str().is_empty() {
+        return Err(OciError::NoBundle(id));
+    }
+    if container.record.interfaces > 0 {
+        return Err(OciError::Network(id));
+    }
+    let mut agent = container.agent(PATIENCE)?;
+    let mut control = oci::control(container)?;
+    control.snapshot(files.state.as_fd(), files.memory.as_fd(), end)?;
+    let call = agent.send("Checkpoint", &CheckpointRequest::default(), PATIENCE)?;
+    // An agent that cannot says so, and then nothing is saved.
+    let mut fds = [PollFd::new(&control, PollFlags::IN), PollFd::new(&agent, PollFlags::IN)];
+    let timeout = Timespec { tv_sec: SAVE_MAX.as_secs() as i64, tv_nsec: 0 };
+    let ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout)));
+    if !matches!(ready, Ok(1..)) {
+        return Err(AgentError::Silent.into());
+    }
+    let saved = !fds[0].revents().is_empty();
+    let mut answer = || -> Result<(), OciError> {
+        let answer = agent.receive(SAVE_MAX)?;
+        debug_assert_eq!(answer.call, call, "nothing else was asked");
+        answer.message::<CheckpointResponse>("Checkpoint")?;
+        Ok(())
+    };
+    if !saved {
+        answer()?;
+    }
+    control.saved()?;
+    if saved && !end {
+        answer()?;
+    }
+    Ok(())
+}
