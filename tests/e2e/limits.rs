@@ -1,5 +1,6 @@
 //! A guest that asks more of a device than it may waits; the others do not.
 
+use bulkhead_tests::bundle::Bundle;
 use bulkhead_tests::{Host, finish};
 
 /// Seconds that each of three devices took for what was asked of it.
@@ -30,4 +31,22 @@ fn each_device_is_held_to_its_rate() {
     }
     let refused = finish(host.run(&["--limit=fs-bytes=fast"], &["true"]));
     refused.fails(125, "fs-bytes=fast");
+}
+
+#[test]
+fn a_profile_s_limits_hold_for_a_bundle() {
+    let script =
+        "a=$(cut -d' ' -f1 /proc/uptime); dd if=/dev/zero of=/file bs=64k count=32 2>/dev/null
+        b=$(cut -d' ' -f1 /proc/uptime); echo $a $b | awk '{ print $2 - $1 }'";
+    let bundle = Bundle::new(script);
+    let settings = bundle.host.path("settings.toml");
+    let text = "profile = 'slow'\n[profiles.slow]\nlimits = ['fs-bytes=1m:64k']";
+    std::fs::write(&settings, text).expect("a file");
+    let mut run = bundle.command("run", &[], "slow");
+    let said = finish({
+        run.env("BULKHEAD_CONFIG", &settings);
+        run
+    });
+    let seconds: f64 = said.ok().trim().parse().expect("a number");
+    assert!((1.3..30.0).contains(&seconds), "{seconds}");
 }
