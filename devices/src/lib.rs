@@ -5,6 +5,7 @@
 //! its configuration (what was asked), its state (what a snapshot holds) and the device itself
 //! (what lives: fds and queues).
 
+pub mod balloon;
 pub mod boot_mark;
 pub mod fs;
 pub mod host_stream;

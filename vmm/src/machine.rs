@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_devices::GuestMemory;
+use bulkhead_devices::balloon::Balloon;
 use bulkhead_devices::fs::FsDevice;
 use bulkhead_devices::rate_limiter::Lossy;
 use bulkhead_devices::rng::Rng;
@@ -234,7 +235,9 @@ impl<'a> Wiring<'a> {
         self.add(Box::new(fs.limited(&limits.fs).map_err(failed("fs"))?))?;
         self.add(Box::new(vsock.limited(&limits.vsock).map_err(failed("vsock"))?))?;
         self.add(Box::new(Rng::limited(&limits.rng).map_err(failed("rng"))?))?;
-        self.add_nets(spec)
+        self.add_nets(spec)?;
+        self.add(Box::new(Balloon::default()))?;
+        Ok(())
     }
 
     fn add_nets(&mut self, spec: &VmSpec) -> Result<(), MachineError> {
