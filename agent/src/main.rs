@@ -15,6 +15,7 @@ mod checkpoint;
 mod clone;
 mod container;
 mod guest;
+mod hooks;
 mod host_events;
 mod identity;
 mod limits;

@@ -13,6 +13,7 @@ use ttrpc::{Code, Status};
 
 use crate::agent::{Agent, ExecEntry, SourceId};
 use crate::container::Container;
+use crate::hooks;
 use crate::limits;
 use crate::log::log;
 use crate::network::NetworkError;
@@ -102,7 +103,10 @@ impl Agent {
         }
         let network = request.network.get_or_default();
         let prepared = match &self.guest {
-            Ok(guest) => guest.add_network(network).map_err(no_network),
+            Ok(guest) => guest.add_network(network).map_err(no_network).and_then(|()| {
+                let null = self.null.as_fd();
+                hooks::run(&request.hooks, &request.state, container, guest, null)
+            }),
             Err(_) => Ok(()),
         };
         let started = prepared.and_then(|()| {

@@ -309,3 +309,20 @@ fn symlinks_of_the_image_stay_inside() {
     assert!(made.is_file() && made.permissions().mode() & 0o777 == 0o644 && made.len() == 0);
     assert!(!made.file_type().is_fifo() && made.uid() == 0);
 }
+
+/// startContainer hooks are programs of the container, run in it before its process.
+#[test]
+fn hooks_of_the_container_run_in_it_first() {
+    let hook = |script: &str| {
+        json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script, "zero", "one"],
+            "env": ["PATH=/bin", "A=b"], "timeout": 20}]})
+    };
+    let mut bundle = Bundle::new("cat /hooked; grep -o created /state");
+    bundle.set("/hooks", hook("cat >/state; hostname >/hooked; echo $A $1 $$ >>/hooked"));
+    let said = bundle.run().ok();
+    assert!(said.starts_with("lighthouse\nb one ") && said.ends_with("created\n"), "{said}");
+    bundle.set("/hooks", hook("exit 3"));
+    bundle.run().fails(1, "the startContainer hook /bin/sh ended with code 3");
+    bundle.set("/hooks", json!({"startContainer": [{"path": "/no/such"}]}));
+    bundle.run().fails(1, "/no/such");
+}

@@ -18,7 +18,8 @@ fn features() -> Value {
     json!({
         "ociVersionMin": VERSIONS[0],
         "ociVersionMax": VERSIONS[1],
-        "hooks": ["prestart", "createRuntime", "createContainer", "poststart", "poststop"],
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+            "poststop"],
         "linux": {
             // Those the guest's kernel gives the container; a user namespace takes no mappings.
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],

@@ -3,7 +3,9 @@
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use bulkhead_protocol::rpc::agent::{NetworkSpec, StartContainerRequest, StartContainerResponse};
+use bulkhead_protocol::rpc::agent::{
+    Hook, NetworkSpec, StartContainerRequest, StartContainerResponse,
+};
 
 use super::oci::{self, OciError};
 use crate::args::oci::IdArgs;
@@ -30,18 +32,34 @@ pub fn start(container: &mut Container, log: &Log) -> Result<(), OciError> {
     let network = plug_in(container)?;
     let mut agent = container.agent(PATIENCE)?;
     container.record.interfaces += network.interfaces.len();
-    let request = StartContainerRequest { network: Some(network).into(), ..Default::default() };
+    let hooks = container.hooks();
+    let request = StartContainerRequest {
+        network: Some(network).into(),
+        hooks: hooks.start_container().iter().flatten().map(hook).collect(),
+        state: State::of(container).json(),
+        ..Default::default()
+    };
     let response: StartContainerResponse = agent.call("StartContainer", &request, PATIENCE)?;
     if let Some(failure) = response.failure.into_option() {
         return Err(OciError::Start { id: container.id.clone(), message: failure.message });
     }
     container.set_phase(Phase::Running)?;
-    let hooks = container.hooks();
     let state = State::of(container).json();
     if let Err(error) = hooks::run("poststart", hooks.poststart().as_ref(), &state) {
         log.error(&error.to_string());
     }
     Ok(())
+}
+
+fn hook(asked: &oci_spec::runtime::Hook) -> Hook {
+    let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+    Hook {
+        path: asked.path().to_string_lossy().into_owned(),
+        args: list(asked.args()),
+        env: list(asked.env()),
+        timeout_s: asked.timeout().map_or(0, |seconds| seconds.max(0).unsigned_abs()),
+        ..Default::default()
+    }
 }
 
 /// Gives the VM what an engine has put into the container's network since it was created.

@@ -238,11 +238,6 @@ fn check(
     let Some(process) = spec.process.as_ref() else {
         return Err(CreateError::NoProcess(config.to_owned()));
     };
-    let start_hooks =
-        bundle.spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
-    if start_hooks.is_some_and(|hooks| !hooks.is_empty()) {
-        return Err(HookError::StartContainer.into());
-    }
     if matches!(plan::network(&bundle.spec), Network::Host) {
         return Err(NetError::Host.into());
     }

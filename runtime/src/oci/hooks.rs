@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | prestart, createRuntime | the VMM is there, the guest is not asked yet | on the host; what they put into the network namespace of the state's pid is the guest's from `start` on |
 //! | createContainer | the guest has made the container | on the host: its files are there, its namespaces are another kernel's |
-//! | startContainer | before the container's process | refused: it would have to be a program of the host in the guest |
+//! | startContainer | before the container's process | in the container, by the agent: a program of the container's |
 //! | poststart | the process was executed | on the host |
 //! | poststop | the container was deleted | on the host |
 
@@ -48,10 +48,6 @@ pub enum HookError {
         /// Its limit.
         seconds: i64,
     },
-    #[error(
-        "hooks: startContainer is not supported: the container's process has another kernel than the hook"
-    )]
-    StartContainer,
 }
 
 /// Runs the hooks of a list in order, each with the container's `state` on its standard input, until

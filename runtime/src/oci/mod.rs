@@ -23,7 +23,7 @@
 //! | process.args, env, cwd, user (uid, gid, umask, additionalGids), terminal, consoleSize, rlimits, capabilities, noNewPrivileges, oomScoreAdj, ioPriority, scheduler | in the guest |
 //! | process.apparmorProfile, selinuxLabel, linux.mountLabel | no: the guest's kernel has no such module; labels of the host's files are the host's |
 //! | process.execCPUAffinity | no: the VM's CPUs are the container's own |
-//! | hooks | by the verbs, on the host; startContainer, which would run in the guest, is refused |
+//! | hooks | by the verbs, on the host; startContainer by the agent, in the container |
 //! | linux.namespaces | every container has all but user of its own, in a kernel of its own, and user if asked for; a network path is the network's; uts, ipc and network paths of another container of ours make a pod (`pod`); cgroup and other uts paths are harmless (hostname and cgroups are in the configuration); pid, mount, user, time and other ipc paths are refused: they belong to another kernel |
 //! | linux.uidMappings, gidMappings | a user namespace in the guest, so that files on the host have the mapped owners; its other namespaces belong to the guest's root, so root in it may mount, but not change the hostname |
 //! | linux.timeOffsets | refused |
