@@ -13,6 +13,9 @@ use crate::oci::log::Log;
 use crate::state::Root;
 use crate::templates::Snapshot;
 
+/// Written last: by a file of this name engines know a checkpoint that is complete, and with others'
+/// runtimes it is criu's.
+const COMPLETE: &str = "inventory.img";
 /// How long a VM that was saved may take to be gone.
 const END_MAX: Duration = Duration::from_secs(30);
 
@@ -28,6 +31,8 @@ pub fn run(args: &CheckpointArgs, root: &Root, log: &Log) -> Result<(), OciError
         forget(dir);
         return Err(error);
     }
+    let path = dir.join(COMPLETE);
+    fs::write(&path, "").map_err(|source| OciError::Write { path, source })?;
     if !args.leave_running {
         container.wait(END_MAX);
         delete::delete(&container, root, true, log)?;
