@@ -30,7 +30,7 @@ rootfs: deps ## root file systems for demo and tests, from Debian packages
 	@tests/rootfs/build busybox >/dev/null && tests/rootfs/build debian >/dev/null
 demo: build rootfs ## a container in a kernel of its own, here or in the lab
 	@tests/demo
-test: check unit lab-selftest e2e hostile ## everything CI runs
+test: check unit lab-selftest e2e hostile bench-check ## everything CI runs
 check: ## formatting, lints, and the rules of ARCHITECTURE.md (tests/tidy)
 	@$(CARGO) fmt --check && $(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@cd runtime/pull && $(CARGO) fmt --check && $(CARGO) clippy --locked --target-dir ../../target/pull --all-targets -- -D warnings
