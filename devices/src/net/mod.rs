@@ -16,6 +16,11 @@
 //! restored device tells its driver to look at the configuration again. An empty [`Net::place`] is no
 //! device at all to the guest, until an interface is plugged in there: so a VM can run before it is
 //! known what network it will have.
+//!
+//! Seen in the lab, where one emulated processor runs host, monitor and guest (64 MiB over TCP, Python on
+//! both sides, segmentation offload both ways): to the container 32 to 58 MB/s at 13 to 21 VM exits a
+//! MB, from it 22 to 29 MB/s at 50 to 53; a plain veth pair there makes 450 and 390 MB/s. The exits carry
+//! over to real hardware, the rates do not.
 
 mod header;
 mod rx;
