@@ -45,8 +45,9 @@ impl Server {
         if self.root.is(request.header.nodeid) {
             return self.root.readdir(&asked, reply, plus);
         }
-        let inode = self.inodes.get(request.header.nodeid)?;
+        // The handle first: of a directory that is lost it says EIO, as a file's does.
         let dir = self.handles.dir(asked.fh)?;
+        let inode = self.inodes.get(request.header.nodeid)?;
         match self.list(&inode, &dir, &asked, reply, plus) {
             // Entries listed so far count lookups and must reach the guest; the next request
             // meets the error again.
