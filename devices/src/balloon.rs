@@ -5,12 +5,12 @@
 use event_manager::{EventOps, Events};
 use rustix::mm::{Advice, madvise};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
-use virtio_queue::QueueT;
 use vm_memory::VolatileSlice;
 
-use crate::virtio::buffers::{Buffers, pop};
+use crate::rate_limiter::RateLimiter;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::mmio::EVENT_IDX;
-use crate::virtio::{ActivateError, Active, VirtioDevice};
+use crate::virtio::{ActivateError, Active, VirtioDevice, serve};
 
 /// Free page reporting (linux/virtio_balloon.h).
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
@@ -29,15 +29,6 @@ const REPORTS_MAX: usize = 4;
 #[derive(Default)]
 pub struct Balloon {
     active: Option<Active>,
-}
-
-impl Balloon {
-    fn serve(&mut self) {
-        // An error is a ring the driver has corrupted: the device goes quiet until reset.
-        if let Some(active) = &mut self.active {
-            let _ = serve(active);
-        }
-    }
 }
 
 impl VirtioDevice for Balloon {
@@ -75,39 +66,22 @@ impl VirtioDevice for Balloon {
     }
 
     fn queue_notified(&mut self, index: usize, _ops: &mut EventOps) {
-        if index == REPORTS {
-            self.serve();
+        if index == REPORTS
+            && let Some(active) = &mut self.active
+        {
+            let mut limiter = RateLimiter::default();
+            // An error is a ring the driver has corrupted: the device goes quiet until reset.
+            let _ = serve::writable(active, REPORTS, REPORTS_MAX, &mut limiter, take_back);
         }
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
 }
 
-fn serve(active: &mut Active) -> Result<(), virtio_queue::Error> {
-    let memory = &*active.memory;
-    let queue = &mut active.queues[REPORTS];
-    let mut served = 0;
-    while served < REPORTS_MAX && queue.ready() {
-        match pop(queue, memory)? {
-            Some(chain) => {
-                let head = chain.head_index();
-                if let Ok(blocks) = Buffers::writable(memory, chain, queue.size().into()) {
-                    blocks.slices().iter().for_each(discard);
-                }
-                queue.add_used(memory, head, 0)?;
-                served += 1;
-            }
-            None if queue.enable_notification(memory)? => {}
-            None => break,
-        }
-    }
-    if served > 0 && queue.needs_notification(memory)? {
-        active.interrupt.used();
-    }
-    if served == REPORTS_MAX {
-        active.notify_again(REPORTS);
-    }
-    Ok(())
+/// Takes a report's blocks back; nothing is written to them.
+fn take_back(blocks: Buffers) -> usize {
+    blocks.slices().iter().for_each(discard);
+    0
 }
 
 /// Gives the whole pages of `block` back. What the guest reads there next is zeros or, in a clone, the template's: it

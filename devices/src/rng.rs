@@ -8,9 +8,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::QueueT;
 
 use crate::rate_limiter::{RateLimiter, RateLimits};
-use crate::virtio::buffers::{Buffers, pop};
+use crate::virtio::buffers::Buffers;
 use crate::virtio::mmio::EVENT_IDX;
-use crate::virtio::{ActivateError, Active, VirtioDevice};
+use crate::virtio::{ActivateError, Active, VirtioDevice, serve};
 
 /// Linux asks for one small buffer at a time.
 const QUEUE_SIZE_MAX: u16 = 16;
@@ -44,7 +44,7 @@ impl Rng {
     fn serve(&mut self) {
         // An error is a ring the driver has corrupted: the device goes quiet until reset.
         if let Some(active) = &mut self.active {
-            let _ = serve(active, &mut self.limiter);
+            let _ = serve::writable(active, 0, REQUESTS_MAX, &mut self.limiter, fill);
         }
     }
 }
@@ -95,32 +95,6 @@ impl VirtioDevice for Rng {
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
         self.serve();
     }
-}
-
-fn serve(active: &mut Active, limiter: &mut RateLimiter) -> Result<(), virtio_queue::Error> {
-    let memory = &*active.memory;
-    let queue = &mut active.queues[0];
-    let mut served = 0;
-    while served < REQUESTS_MAX && limiter.ready() {
-        match pop(queue, memory)? {
-            Some(chain) => {
-                let head = chain.head_index();
-                let filled = Buffers::writable(memory, chain, queue.size().into()).map_or(0, fill);
-                limiter.charge(filled);
-                queue.add_used(memory, head, filled as u32)?;
-                served += 1;
-            }
-            None if queue.enable_notification(memory)? => {}
-            None => break,
-        }
-    }
-    if served > 0 && queue.needs_notification(memory)? {
-        active.interrupt.used();
-    }
-    if served == REQUESTS_MAX {
-        active.notify_again(0);
-    }
-    Ok(())
 }
 
 /// Fills the buffers of one request and returns how many bytes that were.

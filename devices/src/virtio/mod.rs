@@ -3,6 +3,7 @@
 pub mod buffers;
 pub mod device;
 pub mod mmio;
+pub mod serve;
 pub mod used;
 
 pub use device::{ActivateError, Active, RestoreError, VirtioDevice};
