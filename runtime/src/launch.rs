@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bulkhead_vmm::snapshot::WorkingSet;
 use bulkhead_vmm::spec::{Confinement, NetSpec, Outcome, Report, VmSpec};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::state::{Root, VmDir};
 use crate::templates::{Template, TemplateError, Templates};
@@ -85,10 +84,7 @@ fn save(vm: &VmSpec, program: &Path, dir: &VmDir, files: &Template) -> Result<()
     let vm = VmSpec { vsock: dir.socket(), ..vm.clone() };
     let vmm = Vmm::start(program, vm, dir, Input::Empty, Course::Save(files));
     let mut vmm = vmm.map_err(|source| error(source.to_string()))?;
-    let seconds = BUILD_MAX.as_secs() as i64;
-    let timeout = Timespec { tv_sec: seconds, tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&vmm.pidfd(), PollFlags::IN)], Some(&timeout));
-    if !matches!(ended, Ok(1..)) {
+    if !vmm.has_ended_within(BUILD_MAX) {
         vmm.kill();
     }
     match vmm.wait().map_err(|source| error(source.to_string()))? {

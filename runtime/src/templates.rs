@@ -25,14 +25,14 @@ use bulkhead_vmm::snapshot::{self, Cpu, SnapshotError};
 use bulkhead_vmm::spec::VmSpec;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
+use crate::user;
+
 const VARIABLE: &str = "BULKHEAD_TEMPLATES";
 const SYSTEM_DIR: &str = "/var/lib/bulkhead/templates";
 const BELOW_CACHE: &str = "bulkhead/templates";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const PAGES: &str = "pages";
-use crate::user;
-
 /// Templates kept, each some 40 MiB on disk: one for every shape of VM a host is likely to use.
 const KEPT_MAX: usize = 16;
 

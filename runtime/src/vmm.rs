@@ -7,8 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use bulkhead_vmm::spec::{Report, VmSpec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 pub use self::spawn::{Course, spawn};
@@ -100,6 +102,13 @@ impl Vmm {
     /// Readable when the VMM has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Waits for the VMM to end, at most so long; whether it has. [`Vmm::wait`] still has to be called.
+    pub fn has_ended_within(&self, time: Duration) -> bool {
+        let timeout = Timespec::try_from(time).ok();
+        let ended = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], timeout.as_ref());
+        matches!(ended, Ok(1..))
     }
 
     /// Readable when the VMM reports; `None` after that.

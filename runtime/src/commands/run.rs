@@ -2,13 +2,12 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_image::store::{Container, Store};
 use bulkhead_protocol::rpc::agent::{ContainerSpec, Process, StartFailure};
 use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
 use bulkhead_vmm::timeline::Timeline;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::features;
 use crate::agent::{Agent, AgentError};
@@ -145,9 +144,8 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
 /// Nobody to connect to: the VMM has ended already, and that says more than our error.
 fn unreachable(vmm: Vmm, error: AgentError) -> Result<u8, RunError> {
     /// How long a VMM may be gone before it can be waited for.
-    const END_MAX: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&vmm.pidfd(), PollFlags::IN)], Some(&END_MAX));
-    if !matches!(ended, Ok(1..)) {
+    const END_MAX: Duration = Duration::from_secs(2);
+    if !vmm.has_ended_within(END_MAX) {
         return Err(error.into());
     }
     let (status, report) = vmm.wait().map_err(RunError::Session)?;
