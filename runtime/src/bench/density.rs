@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::io::Read;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use super::BenchError;
 use super::measure::ms;
-use super::side::Side;
+use super::side::{Ended, Side};
 use super::stats::Row;
 use crate::args::BenchArgs;
 
@@ -28,17 +28,17 @@ pub fn clones(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
     let command = ["sh", "-c", "echo up; exec sleep 100000"];
     let side = Side::bulkhead_running("density/bulkhead", args, false, &[], &command)?;
     // The template is there, and files are in the page cache.
-    let mut clones = Clones(vec![start(&side)?.0]);
-    clones.0.clear_all();
+    drop(start(&side)?);
+    let mut clones = Vec::new();
     let mut starts = Vec::new();
     for _ in 0..args.clones {
-        let (child, taken) = start(&side)?;
-        clones.0.push(child);
+        let (clone, taken) = start(&side)?;
+        clones.push(clone);
         starts.push((taken, None));
     }
     let tenth = (starts.len() / 10).max(1);
     let (first, last) = (starts[..tenth].to_vec(), starts[starts.len() - tenth..].to_vec());
-    let memory: Vec<Memory> = clones.0.iter().map(|child| of_tree(child.id())).collect();
+    let memory: Vec<Memory> = clones.iter().map(|clone: &Ended| of_tree(clone.0.id())).collect();
     let column =
         |get: fn(&Memory) -> f64| memory.iter().map(|memory| (get(memory), None)).collect();
     let n = args.clones;
@@ -52,41 +52,18 @@ pub fn clones(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
     Ok(rows.map(|row| Row { command: side.shell(), ..row }).into())
 }
 
-/// Containers that are ended when dropped.
-struct Clones(Vec<Child>);
-
-trait ClearAll {
-    fn clear_all(&mut self);
-}
-
-impl ClearAll for Vec<Child> {
-    fn clear_all(&mut self) {
-        for mut child in self.drain(..) {
-            // Its VM dies with it.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Clones {
-    fn drop(&mut self) {
-        self.0.clear_all();
-    }
-}
-
-fn start(side: &Side) -> Result<(Child, f64), BenchError> {
+fn start(side: &Side) -> Result<(Ended, f64), BenchError> {
     let mut command = side.command();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let begun = Instant::now();
-    let mut child = command.spawn().map_err(|error| side.failed(error.to_string()))?;
-    let up = child.stdout.as_mut().is_some_and(|out| matches!(out.read(&mut [0]), Ok(1)));
+    let mut clone = Ended(side.spawn(&mut command)?);
+    let up = clone.0.stdout.as_mut().is_some_and(|out| matches!(out.read(&mut [0]), Ok(1)));
     let taken = ms(begun.elapsed());
     if !up {
-        let status = child.wait().map_err(|error| side.failed(error.to_string()))?;
+        let status = clone.0.wait().map_err(|error| side.failed(error.to_string()))?;
         return Err(side.failed(format!("it ended ({status}) and wrote no output")));
     }
-    Ok((child, taken))
+    Ok((clone, taken))
 }
 
 /// The memory of the VMM below `bulkhead run`, and of the worker below that.

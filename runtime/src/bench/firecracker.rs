@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::BenchError;
 use super::measure::greeting;
 use super::peers::{CMDLINE, Guest, mib};
-use super::side::{Request, Scratch, Side};
+use super::side::{Ended, Request, Scratch, Side};
 use crate::args::BenchArgs;
 
 /// The capability that Firecracker asks of KVM to save XCR0 (KVM_CAP_XCRS, linux/kvm.h), as a CPU template drops it.
@@ -87,7 +87,7 @@ fn configuration(
 fn save(origin: &Side, socket: &Path, state: &Path, memory: &Path) -> Result<(), BenchError> {
     let mut command = origin.command();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut vm = Ended(spawn(origin, &mut command)?);
+    let mut vm = Ended(origin.spawn(&mut command)?);
     if greeting(&mut vm.0, Instant::now()).is_none() {
         return Err(origin.failed("it ended without its greeting"));
     }
@@ -99,19 +99,6 @@ fn save(origin: &Side, socket: &Path, state: &Path, memory: &Path) -> Result<(),
     ask("PATCH", "/vm", json!({ "state": "Paused" }))?;
     let files = json!({ "snapshot_type": "Full", "snapshot_path": state, "mem_file_path": memory });
     ask("PUT", "/snapshot/create", files)
-}
-
-fn spawn(side: &Side, command: &mut Command) -> Result<Child, BenchError> {
-    command.spawn().map_err(|error| side.failed(error.to_string()))
-}
-
-/// A program that ends with us.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill().and_then(|()| self.0.wait());
-    }
 }
 
 fn http(method: &str, path: &str, body: &Value) -> String {

@@ -35,8 +35,7 @@ pub fn starts(sides: Vec<Side>, args: &BenchArgs) -> Result<Vec<Row>, BenchError
         }
     }
     let rows = sides.iter().zip(samples).map(|(side, samples)| {
-        let mut row = Row::new(&side.name, "ms", samples);
-        row.instructions = args.exact.then_some((row.median_ms * 1e6) as u64);
+        let mut row = Row::of_times(&side.name, samples, args.exact);
         row.command = side.shell();
         if side.has_timeline {
             row.phases = phases(side)?;
@@ -69,7 +68,7 @@ fn start(side: &Side) -> Result<(f64, Option<u64>), BenchError> {
     }
     let exits_before = exits();
     let begun = Instant::now();
-    let mut child = command.spawn().map_err(|error| side.failed(error.to_string()))?;
+    let mut child = side.spawn(&mut command)?;
     let _watch = Watch::on(&child);
     let answer = side.request.as_ref().map(|request| request.send()).transpose();
     let greeted = greeting(&mut child, begun);

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -113,6 +113,11 @@ impl Side {
         command
     }
 
+    /// Starts its command.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child, BenchError> {
+        command.spawn().map_err(|error| self.failed(error.to_string()))
+    }
+
     /// The command with bulkhead's `--timeline`.
     pub fn with_timeline(&self) -> Command {
         let mut command = Command::new(&self.words[0]);
@@ -133,6 +138,16 @@ impl Side {
     /// Something went wrong with it.
     pub fn failed(&self, what: impl Into<String>) -> BenchError {
         BenchError::Side { side: self.name.clone(), what: what.into(), command: self.shell() }
+    }
+}
+
+/// A program that ends with us.
+pub struct Ended(pub Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // An error says that it has ended already.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
     }
 }
 

@@ -51,6 +51,13 @@ impl Row {
             command: String::new(),
         }
     }
+
+    /// A row of times, ms, which are instructions too where the clock counts those (`exact`).
+    pub fn of_times(name: &str, samples: Vec<(f64, Option<u64>)>, exact: bool) -> Self {
+        let row = Self::new(name, "ms", samples);
+        let instructions = exact.then_some((row.median_ms * 1e6) as u64);
+        Self { instructions, ..row }
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::BenchError;
 use super::measure::ms;
-use super::peers::container;
+use super::peers::{container, named};
 use super::side::{Scratch, Side};
 use super::stats::Row;
 use crate::args::BenchArgs;
@@ -74,7 +74,7 @@ fn sides(
     let own = Side::bulkhead_running(kind, args, false, options, command)?;
     let mut sides = vec![("bulkhead".to_owned(), own)];
     for peer in &args.vs {
-        let (name, program) = peer.split_once('=').unwrap_or((peer, peer));
+        let (name, program) = named(peer);
         if matches!(name, "runc" | "crun") {
             let side = container(&format!("{kind}/{name}"), program, args, scratch, command)?;
             sides.push((name.to_owned(), side));
@@ -87,7 +87,7 @@ fn sides(
 fn parts(side: &Side) -> Result<Vec<f64>, BenchError> {
     let mut command = side.command();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut child = command.spawn().map_err(|error| side.failed(error.to_string()))?;
+    let mut child = side.spawn(&mut command)?;
     let mut lines = Vec::new();
     if let Some(stdout) = child.stdout.take() {
         let mut reader = BufReader::new(stdout);
@@ -127,7 +127,7 @@ pub fn pipes(args: &BenchArgs, scratch: &Scratch) -> Result<Vec<Row>, BenchError
 fn echo(side: &Side) -> Result<(f64, f64), BenchError> {
     let mut command = side.command();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut child = command.spawn().map_err(|error| side.failed(error.to_string()))?;
+    let mut child = side.spawn(&mut command)?;
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(side.failed("it has no pipes"));
     };

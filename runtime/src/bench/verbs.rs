@@ -38,10 +38,10 @@ pub fn verbs(args: &BenchArgs, scratch: &Scratch) -> Result<Vec<Row>, BenchError
     let mut rows = Vec::new();
     for (verb, of) in VERBS.iter().enumerate() {
         for (engine, samples) in engines.iter().zip(&samples) {
-            let mut row = Row::new(&format!("{of}/{}", engine.name), "ms", samples[verb].clone());
-            row.instructions = args.exact.then_some((row.median_ms * 1e6) as u64);
-            row.command = engine.side(&["create", "--bundle", &engine.bundle()]).shell();
-            rows.push(row);
+            let name = format!("{of}/{}", engine.name);
+            let row = Row::of_times(&name, samples[verb].clone(), args.exact);
+            let command = engine.side(&["create", "--bundle", &engine.bundle()], &[]).shell();
+            rows.push(Row { command, ..row });
         }
     }
     Ok(rows)
@@ -82,10 +82,10 @@ impl Engine {
         self.bundle.display().to_string()
     }
 
-    /// A verb with its options, on the container.
-    fn side(&self, verb: &[&str]) -> Side {
-        let words = [self.program.as_str()].into_iter().chain(verb.iter().copied());
-        let words = words.chain([self.id.as_str()]).map(str::to_owned).collect();
+    /// A verb with its options, on the container, and what comes behind its ID.
+    fn side(&self, verb: &[&str], rest: &[&str]) -> Side {
+        let words = [&[self.program.as_str()], verb, &[self.id.as_str()], rest].concat();
+        let words = words.into_iter().map(str::to_owned).collect();
         Side::new(&format!("exec/{}", self.name), words)
     }
 
@@ -94,29 +94,26 @@ impl Engine {
         let lived = self.lived();
         if lived.is_err() {
             // What is left behind of it must not be.
-            let _ = self.side(&["delete", "--force"]).command().stderr(Stdio::null()).status();
+            let _ = self.side(&["delete", "--force"], &[]).command().stderr(Stdio::null()).status();
         }
         lived
     }
 
     fn lived(&self) -> Result<[Taken; VERBS.len()], BenchError> {
         let (begun, before) = (Instant::now(), exits());
-        let create = self.timed(&["create", "--bundle", &self.bundle()])?;
-        self.timed(&["start"])?;
+        let create = self.timed(&["create", "--bundle", &self.bundle()], &[])?;
+        self.timed(&["start"], &[])?;
         let started = (ms(begun.elapsed()), exits_since(before));
         let exec = self.exec()?;
-        self.timed(&["kill", "--all"])?;
+        self.timed(&["kill", "--all"], &["KILL"])?;
         self.wait_stopped()?;
-        Ok([create, started, exec, self.timed(&["delete"])?])
+        Ok([create, started, exec, self.timed(&["delete"], &[])?])
     }
 
     /// A verb, until it ends.
-    fn timed(&self, verb: &[&str]) -> Result<Taken, BenchError> {
-        let side = self.side(verb);
+    fn timed(&self, verb: &[&str], rest: &[&str]) -> Result<Taken, BenchError> {
+        let side = self.side(verb, rest);
         let mut command = self.quiet(&side, Stdio::null())?;
-        if verb[0] == "kill" {
-            command.arg("KILL");
-        }
         let (begun, before) = (Instant::now(), exits());
         let status = command.status().map_err(|error| side.failed(error.to_string()))?;
         let taken = (ms(begun.elapsed()), exits_since(before));
@@ -128,11 +125,10 @@ impl Engine {
 
     /// A process more, until it greets.
     fn exec(&self) -> Result<Taken, BenchError> {
-        let side = self.side(&["exec"]);
+        let side = self.side(&["exec"], &["echo", GREETING]);
         let mut command = self.quiet(&side, Stdio::piped())?;
-        command.args(["echo", GREETING]);
         let (begun, before) = (Instant::now(), exits());
-        let mut child = command.spawn().map_err(|error| side.failed(error.to_string()))?;
+        let mut child = side.spawn(&mut command)?;
         let greeted = greeting(&mut child, begun);
         let exits = exits_since(before);
         let status = child.wait().map_err(|error| side.failed(error.to_string()))?;
@@ -141,7 +137,7 @@ impl Engine {
     }
 
     fn wait_stopped(&self) -> Result<(), BenchError> {
-        let side = self.side(&["state"]);
+        let side = self.side(&["state"], &[]);
         let until = Instant::now() + STOPPED_MAX;
         loop {
             let output = side.command().output().map_err(|error| side.failed(error.to_string()))?;
