@@ -42,6 +42,20 @@ pub enum End {
 /// The host's side.
 pub struct Arena {
     dir: tempfile::TempDir,
+    /// Members of the VM's spec besides the usual ones, as JSON: `"limits":{},`.
+    more: String,
+}
+
+/// What a VM that was attacked left.
+pub struct Story {
+    /// Since before the monitor was started.
+    pub elapsed: Duration,
+    /// The last of its standard error: what the guest said.
+    pub said: String,
+    /// Bytes on its standard output.
+    pub stdout_len: u64,
+    /// All of it, for a test that fails.
+    pub text: String,
 }
 
 /// The most that was seen of a process.
@@ -76,10 +90,16 @@ impl Arena {
         }
         symlink("../secret", at("share/up")).expect("a link");
         symlink("/", at("share/abs")).expect("a link");
-        Self { dir }
+        Self { dir, more: String::new() }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// One whose VM has `more` members in its spec.
+    pub fn with(more: &str) -> Self {
+        Self { more: format!("{more},"), ..Self::new() }
+    }
+
+    /// A path of the host: "share" is the guest's to write to.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -92,10 +112,11 @@ impl Arena {
         };
         let guest = variable("BULKHEAD_TEST_HOSTILE");
         let spec = format!(
-            r#"{{"name":"hostile","vcpus":2,"memory_mib":{GUEST_MIB},"kernel":{},"init":{},
+            r#"{{"name":"hostile","vcpus":2,"memory_mib":{GUEST_MIB},"kernel":{},"init":{},{}
             "cmdline":["{attack}"],"cid":3,"vsock":{},"console":true,"shares":[{},{}]}}"#,
             path(&guest),
             path(&guest),
+            self.more,
             path(&self.path("vsock.sock")),
             share("s", "share", false),
             share("r", "readonly", true),
@@ -116,7 +137,7 @@ impl Arena {
 
     /// Runs an attack and checks everything.
     #[track_caller]
-    pub fn attack(&self, name: &str, end: End) {
+    pub fn attack(&self, name: &str, end: End) -> Story {
         neighbour_answers();
         let (before, files) = (processes(), self.untouchable());
         let mut vmm = self.start(&format!("attack={name}"));
@@ -140,14 +161,12 @@ impl Arena {
             worker.iter().for_each(|worker| worker_peak.sample(*worker));
             thread::sleep(Duration::from_millis(20));
         };
-        let said = stderr.join().expect("the reader ends");
-        let wrote = stdout.join().expect("the reader ends");
-        let code = status.map(|status| status.code().unwrap_or(-1));
+        let (said, _) = stderr.join().expect("the reader ends");
+        let (_, stdout_len) = stdout.join().expect("the reader ends");
+        let (code, elapsed) = (status.map(|status| status.code().unwrap_or(-1)), started.elapsed());
         let story = format!(
-            "{name}: code {code:?} after {:?}, monitor {peak:?}, worker {worker_peak:?}, {} bytes on \
-             stdout, and on stderr:\n{said}",
-            started.elapsed(),
-            wrote.len()
+            "{name}: code {code:?} after {elapsed:?}, monitor {peak:?}, worker {worker_peak:?}, \
+             {stdout_len} bytes on stdout, and on stderr:\n{said}"
         );
         check_end(name, end, code, &said, &story);
         assert!(peak.kib < VMM_MIB_MAX << 10 && peak.files < VMM_FILES_MAX, "{story}");
@@ -158,6 +177,7 @@ impl Arena {
         bulkhead_tests::until("all processes of the VM are gone", || processes() == before);
         neighbour_answers();
         println!("{}", story.lines().next().unwrap_or_default());
+        Story { elapsed, said, stdout_len, text: story }
     }
 
     /// What no guest may change: everything but its share, and some of the host's own.
@@ -217,17 +237,18 @@ fn no_devices(dir: &Path) {
     }
 }
 
-/// Reads to the end and keeps the last of it.
-fn keep_end(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
+/// Reads to the end, keeps the last of it, and counts its bytes.
+fn keep_end(mut stream: impl Read + Send + 'static) -> JoinHandle<(String, u64)> {
     thread::spawn(move || {
-        let (mut kept, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+        let (mut kept, mut chunk, mut total) = (Vec::new(), vec![0; 64 << 10], 0);
         while let Ok(len @ 1..) = stream.read(&mut chunk) {
+            total += len as u64;
             kept.extend_from_slice(&chunk[..len]);
             if kept.len() > 2 * SAID_MAX {
                 kept.drain(..kept.len() - SAID_MAX);
             }
         }
-        String::from_utf8_lossy(&kept).into_owned()
+        (String::from_utf8_lossy(&kept).into_owned(), total)
     })
 }
 

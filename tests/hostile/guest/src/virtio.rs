@@ -2,6 +2,7 @@
 
 use crate::io::{get, put, wait};
 
+pub const NET: u32 = 1;
 pub const FS: u32 = 26;
 pub const VSOCK: u32 = 19;
 pub const RNG: u32 = 4;

@@ -2,6 +2,7 @@
 //! host.
 
 pub mod cpu;
+pub mod floods;
 pub mod fuse;
 pub mod fuse_files;
 pub mod fuse_names;
@@ -25,6 +26,7 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         fuse_files::ATTACKS,
         fuse_names::ATTACKS,
         vsock::ATTACKS,
+        floods::ATTACKS,
     ]
     .into_iter()
     .flatten()

@@ -13,17 +13,17 @@ const RX_COUNT: u16 = 32;
 
 const OUR_CID: u64 = 3;
 const HOST_CID: u64 = 2;
-const REQUEST: u16 = 1;
+pub const REQUEST: u16 = 1;
 const RESPONSE: u16 = 2;
 const RST: u16 = 3;
 const SHUTDOWN: u16 = 4;
-const RW: u16 = 5;
+pub const RW: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
 const CREDIT_REQUEST: u16 = 7;
 
 /// agent/protocol's host ports.
 const STDIN: u32 = 10;
-const STDOUT: u32 = 11;
+pub const STDOUT: u32 = 11;
 const STDERR: u32 = 12;
 const EXIT: u32 = 14;
 
@@ -54,7 +54,7 @@ pub const ATTACKS: &[Attack] = &[
 /// A vsock driver.
 pub struct Guest {
     rx: Queue,
-    tx: Queue,
+    pub tx: Queue,
     event: Queue,
     cid: u64,
     dst_cid: u64,
@@ -110,16 +110,7 @@ impl Guest {
 
     /// The same with another length in its header.
     fn send_as(&mut self, op: u16, from: u32, to: u32, data: &[u8], len: u32) -> bool {
-        put(PACKET, self.cid);
-        put(PACKET + 8, self.dst_cid);
-        put(PACKET + 16, from);
-        put(PACKET + 20, to);
-        put(PACKET + 24, len);
-        put(PACKET + 28, self.kind);
-        put(PACKET + 30, op);
-        put(PACKET + 32, self.flags);
-        put(PACKET + 36, self.buf_alloc);
-        put(PACKET + 40, self.fwd_cnt);
+        self.header(PACKET, op, from, to, len);
         put_bytes(PACKET + 44, data);
         self.tx.describe(0, PACKET, 44, NEXT, 1);
         self.tx.describe(1, PACKET + 44, data.len() as u32, 0, 0);
@@ -134,6 +125,20 @@ impl Guest {
             self.recycle();
             self.tx.used_index() != before
         })
+    }
+
+    /// Writes a packet's header to `at`.
+    pub fn header(&self, at: u64, op: u16, from: u32, to: u32, len: u32) {
+        put(at, self.cid);
+        put(at + 8, self.dst_cid);
+        put(at + 16, from);
+        put(at + 20, to);
+        put(at + 24, len);
+        put(at + 28, self.kind);
+        put(at + 30, op);
+        put(at + 32, self.flags);
+        put(at + 36, self.buf_alloc);
+        put(at + 40, self.fwd_cnt);
     }
 
     /// Gives used receive buffers back, and keeps what the last packet was.
