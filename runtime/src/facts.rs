@@ -5,12 +5,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bulkhead_vmm::spec::Limits;
 use rustix::termios::Winsize;
 
 use crate::assets::{self, AssetError, Dirs};
 use crate::request::{Request, Root};
-use crate::settings::{Settings, SettingsError};
+use crate::settings::{Settings, SettingsError, WallError, Walls};
 use crate::terminal;
 
 /// Why the host cannot do what was asked.
@@ -48,6 +47,8 @@ pub enum FactError {
     Asset(#[from] AssetError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Wall(#[from] WallError),
 }
 
 fn reason(error: &io::Error) -> String {
@@ -87,8 +88,8 @@ pub struct Facts {
     pub kernel: PathBuf,
     /// The size a terminal of the container starts with, if it was asked for.
     pub window: Option<Winsize>,
-    /// What its settings limit.
-    pub limits: Limits,
+    /// What its settings hold a VM to; the jail is as was asked for.
+    pub walls: Walls,
     /// The values of the variables that are passed on, as far as they are set.
     pub passed_on: Vec<(String, String)>,
 }
@@ -100,6 +101,9 @@ impl Facts {
         if u64::from(request.memory_mib) > has {
             return Err(FactError::Memory { asked: request.memory_mib, has });
         }
+        let mut walls = Settings::load()?.walls(&BTreeMap::new())?;
+        walls.admit(Some(request.vcpus.into()), Some(request.memory_mib.into()))?;
+        walls.jail = walls.jail(request.jail)?;
         let passed_on = request.env.iter().filter(|variable| variable.value.is_none());
         let value = |name: &String| Some((name.clone(), std::env::var(name).ok()?));
         Ok(Self {
@@ -117,7 +121,7 @@ impl Facts {
             agent: dirs.program(assets::AGENT)?,
             kernel: kernel(request.kernel.as_deref(), dirs)?,
             window: request.tty.then(terminal::window),
-            limits: Settings::load()?.limits(&BTreeMap::new())?,
+            walls,
             passed_on: passed_on.filter_map(|variable| value(&variable.name)).collect(),
         })
     }

@@ -22,8 +22,8 @@ const TEMPLATE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The template to clone `vm` from; `None` if it is to boot. `cold` asks for that. A host that cannot
 /// make templates boots its VMs, and says why.
 pub fn template(vm: &VmSpec, program: &Path, root: &Root, cold: bool) -> Option<Template> {
-    // The log on a console begins at boot.
-    if cold || vm.console {
+    // The log on a console begins at boot; sealed VMs share no memory.
+    if cold || vm.console || vm.jail == Confinement::Sealed {
         return None;
     }
     let built = Templates::of_this_user()

@@ -61,13 +61,13 @@ pub fn vm(
         idmap: request.idmap,
         nets: Vec::new(),
         net_places: 0,
-        limits: limits::or(request.limits, facts.limits),
+        limits: limits::or(request.limits, facts.walls.limits),
         terminal: request.tty,
         console: request.console,
         report_fd: None,
         host_events: false,
         leash_fd: None,
-        jail: request.jail,
+        jail: facts.walls.jail,
         keep_fds: Vec::new(),
         timeline_from_ns,
     }
@@ -194,7 +194,7 @@ mod tests {
             agent: "/lib/bulkhead-agent".into(),
             kernel: "/lib/vmlinux".into(),
             window: None,
-            limits: Default::default(),
+            walls: Default::default(),
             passed_on: vec![("LANG".to_owned(), "C".to_owned())],
         }
     }

@@ -10,45 +10,36 @@
 //! weakest = "process"             # the weakest wall that can be asked for
 //! annotations = ["isolation"]     # what a bundle may ask for by annotations dev.bulkhead.NAME
 //! limits = ["fs-bytes=100m"]      # on what a guest asks of its devices, as `run --limit` has them
+//! jail = "sealed"                 # what its monitor gives up (see bulkhead_vmm::spec::Confinement)
+//! memory = "2g"                   # the most memory of a VM, as `run --memory` has it
+//! cpus = 4                        # the most CPUs of a VM
 //! ```
 //!
-//! | built-in profile | isolation | weakest | annotations | limits |
-//! |---|---|---|---|---|
-//! | trusted | vm | process | isolation, profile | none |
-//! | tenant (the default) | vm | process, from the command line only | none | none |
-//! | hostile | vm | vm | none | [`HOSTILE_LIMITS`] |
+//! | built-in profile | isolation | weakest | annotations | limits | jail | memory, CPUs |
+//! |---|---|---|---|---|---|---|
+//! | trusted | vm | process | isolation, profile | none | strict | any |
+//! | tenant (the default) | vm | process, from the command line only | none | none | strict | any |
+//! | hostile | vm | vm | none | [`HOSTILE_LIMITS`] | sealed | 8g, 8 |
 //!
 //! Whatever the profile, a bundle may ask for a stronger wall than it would get, never for a weaker
-//! one that is not allowed. Of two profiles' limits the lower ones hold.
+//! one that is not allowed. Where an annotation names a second profile, what is stricter holds.
+
+mod walls;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bulkhead_vmm::spec::Limits;
 use serde::Deserialize;
 
-use crate::request::limits::{self, LimitError};
+use walls::{HOSTILE_CPUS, HOSTILE_LIMITS, HOSTILE_MEMORY, Jail};
+pub use walls::{WallError, Walls};
 
 /// Where it is.
 const FILE: &str = "/etc/bulkhead/config.toml";
 /// Names another file.
 const VARIABLE: &str = "BULKHEAD_CONFIG";
-/// More than an honest container on its own gets through on most hosts, and less than what keeps one
-/// from others.
-const HOSTILE_LIMITS: [&str; 10] = [
-    "fs-bytes=512m",
-    "fs-ops=20k",
-    "vsock-bytes=128m",
-    "vsock-ops=20k",
-    "rng-bytes=1m",
-    "rng-ops=1k",
-    "net-rx-bytes=256m",
-    "net-rx-ops=100k",
-    "net-tx-bytes=256m",
-    "net-tx-ops=100k",
-];
 /// What annotations of ours begin with.
 const PREFIX: &str = "dev.bulkhead.";
 const ISOLATION: &str = "isolation";
@@ -73,13 +64,8 @@ pub enum SettingsError {
     },
     #[error("there is no profile named {0:?}; the built-in ones are trusted, tenant and hostile")]
     Profile(String),
-    #[error("limits of profile {profile}: {source}")]
-    Limit {
-        /// The profile.
-        profile: String,
-        /// Which one.
-        source: LimitError,
-    },
+    #[error(transparent)]
+    Wall(#[from] WallError),
     #[error("{0:?} is no isolation; give vm or process")]
     Isolation(String),
     #[error("profile {profile} allows no isolation weaker than vm; process was asked for")]
@@ -133,6 +119,10 @@ struct Profile {
     annotations: Vec<String>,
     #[serde(default)]
     limits: Vec<String>,
+    #[serde(default)]
+    jail: Jail,
+    memory: Option<String>,
+    cpus: Option<u8>,
 }
 
 fn vm() -> Isolation {
@@ -176,15 +166,25 @@ impl Settings {
         if let Some(profile) = self.profiles.get(name) {
             return Ok(profile.clone());
         }
-        let (weakest, annotations, limits): (_, &[&str], &[&str]) = match name {
-            "trusted" => (Isolation::Process, &[ISOLATION, PROFILE], &[]),
-            "tenant" => (Isolation::Process, &[], &[]),
-            "hostile" => (Isolation::Vm, &[], &HOSTILE_LIMITS),
+        let (weakest, annotations): (_, &[&str]) = match name {
+            "trusted" => (Isolation::Process, &[ISOLATION, PROFILE]),
+            "tenant" => (Isolation::Process, &[]),
+            "hostile" => (Isolation::Vm, &[]),
             other => return Err(SettingsError::Profile(other.to_owned())),
         };
+        let hostile = name == "hostile";
+        let limits = if hostile { &HOSTILE_LIMITS[..] } else { &[] };
         let [annotations, limits] =
             [annotations, limits].map(|texts| texts.iter().map(|&text| text.to_owned()).collect());
-        Ok(Profile { isolation: Isolation::Vm, weakest, annotations, limits })
+        Ok(Profile {
+            isolation: Isolation::Vm,
+            weakest,
+            annotations,
+            limits,
+            jail: if hostile { Jail::Sealed } else { Jail::Strict },
+            memory: hostile.then(|| HOSTILE_MEMORY.to_owned()),
+            cpus: hostile.then_some(HOSTILE_CPUS),
+        })
     }
 
     /// The profile of whoever asks for none.
@@ -192,16 +192,13 @@ impl Settings {
         self.profile.as_deref().unwrap_or("tenant")
     }
 
-    /// The limits for a container: the profile's, and those of one that an annotation names.
-    pub fn limits(&self, annotations: &BTreeMap<String, String>) -> Result<Limits, SettingsError> {
-        let of = |name: &str| {
-            let limits = limits::of(&self.profile(name)?.limits);
-            limits.map_err(|source| SettingsError::Limit { profile: name.to_owned(), source })
-        };
+    /// What a container's VM is held to: the profile's, and that of one which an annotation names.
+    pub fn walls(&self, annotations: &BTreeMap<String, String>) -> Result<Walls, SettingsError> {
+        let of = |name: &str| Ok::<_, SettingsError>(Walls::of(name, &self.profile(name)?)?);
         let usual = of(self.usual())?;
         match annotations.get(&format!("{PREFIX}{PROFILE}")) {
-            Some(other) => Ok(limits::lower(usual, of(other)?)),
-            None => Ok(usual),
+            Some(other) if other != self.usual() => Ok(usual.and(of(other)?)),
+            _ => Ok(usual),
         }
     }
 
@@ -245,6 +242,7 @@ impl Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_vmm::spec::{Confinement, Limits};
 
     fn choose(
         settings: &str,
@@ -289,34 +287,78 @@ mod tests {
         assert_eq!(asked, Ok(Isolation::Vm), "the command line wins");
     }
 
+    fn annotated(name: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([(format!("{PREFIX}{PROFILE}"), name.to_owned())])
+    }
+
     #[test]
     fn limits_are_the_profile_s_and_an_annotation_only_lowers_them() {
         let text = "profile = 'p'\n[profiles.p]\nlimits = ['rng-ops=10', 'fs-ops=30k']";
         let settings = Settings::parse(text).unwrap();
-        let annotated =
-            |name: &str| BTreeMap::from([(format!("{PREFIX}{PROFILE}"), name.to_owned())]);
         let rate = |rate: Option<bulkhead_vmm::spec::Rate>| rate.map(|rate| rate.per_second.get());
         for (annotations, rng, fs, net) in [
             (BTreeMap::new(), 10, 30 << 10, None),
             (annotated("trusted"), 10, 30 << 10, None),
             (annotated("hostile"), 10, 20 << 10, Some(100 << 10)),
         ] {
-            let limits = settings.limits(&annotations).unwrap();
+            let limits = settings.walls(&annotations).unwrap().limits;
             assert_eq!(rate(limits.rng.operations), Some(rng));
             assert_eq!(rate(limits.fs.operations), Some(fs));
             assert_eq!(rate(limits.net_tx.operations), net);
         }
-        assert_eq!(Settings::default().limits(&BTreeMap::new()).unwrap(), Limits::default());
-        let bad = Settings::parse("profile = 'p'\n[profiles.p]\nlimits = ['fs=1']").unwrap();
-        let error = bad.limits(&BTreeMap::new()).unwrap_err().to_string();
-        assert!(error.contains("profile p") && error.contains("fs-bytes"), "{error}");
+        let usual = Settings::default().walls(&BTreeMap::new()).unwrap();
+        assert_eq!(usual.limits, Limits::default());
+    }
+
+    #[test]
+    fn jail_memory_and_cpus_are_the_profile_s_and_an_annotation_only_tightens_them() {
+        let text = "profile = 'p'\n[profiles.p]\nmemory = '1g'\ncpus = 16";
+        let settings = Settings::parse(text).unwrap();
+        let usual = settings.walls(&annotated("trusted")).unwrap();
+        assert_eq!((usual.memory_mib, usual.cpus), (Some(1024), Some(16)));
+        assert_eq!(usual.jail(None), Ok(Confinement::Strict));
+        assert_eq!(usual.jail(Some(Confinement::Off)), Ok(Confinement::Off));
+        let hostile = settings.walls(&annotated("hostile")).unwrap();
+        assert_eq!((hostile.memory_mib, hostile.cpus), (Some(1024), Some(8)));
+        assert_eq!(hostile.jail(None), Ok(Confinement::Sealed));
+        for weaker in [Confinement::Off, Confinement::Strict] {
+            let error = hostile.jail(Some(weaker)).unwrap_err().to_string();
+            assert!(error.contains("p with hostile"), "{error}");
+        }
+        assert_eq!(hostile.admit(Some(8), Some(1024)), Ok(()));
+        assert!(hostile.admit(Some(9), None).unwrap_err().to_string().starts_with("9 CPUs"));
+        let error = hostile.admit(None, Some(1025)).unwrap_err().to_string();
+        assert!(error.starts_with("1025 MiB") && error.ends_with("1024"), "{error}");
+        let free = Settings::default().walls(&BTreeMap::new()).unwrap();
+        assert_eq!(free.admit(Some(u64::MAX), Some(u64::MAX)), Ok(()));
+    }
+
+    #[test]
+    fn a_profile_s_bad_values_are_named() {
+        for (line, word) in [
+            ("limits = ['fs=1']", "fs-bytes"),
+            ("memory = '1m'", "48m"),
+            ("memory = 'much'", "much"),
+            ("cpus = 33", "33"),
+            ("cpus = 0", "from 1"),
+        ] {
+            let bad = Settings::parse(&format!("profile = 'p'\n[profiles.p]\n{line}")).unwrap();
+            let error = bad.walls(&BTreeMap::new()).unwrap_err().to_string();
+            assert!(error.contains("profile p") && error.contains(word), "{error}");
+        }
     }
 
     #[test]
     fn what_is_not_known_is_refused_in_a_line() {
         assert!(choose("profile = 'none'", None, &[]).unwrap_err().contains("none"));
         assert!(choose("", None, &[("isolation", "paper")]).unwrap_err().contains("paper"));
-        for bad in ["profil = 'x'", "[profiles.p]\nisolation = 'paper'", "=", "profile = 3"] {
+        for bad in [
+            "profil = 'x'",
+            "[profiles.p]\nisolation = 'paper'",
+            "[profiles.p]\njail = 'off'",
+            "=",
+            "profile = 3",
+        ] {
             let error = Settings::parse(bad).unwrap_err();
             assert!(!error.contains('\n') && !error.is_empty(), "{bad}: {error}");
         }

@@ -166,15 +166,19 @@ pub const CONSOLE_RATE: Rate = Rate {
 pub const NETS_MAX: usize = 8;
 /// The least MTU that IPv4 allows (RFC 791); with IPv6 it is 1280.
 pub const MTU_MIN: u16 = 68;
-/// What a VMM gives up before its guest runs; see [`crate::jail`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a VMM gives up before its guest runs, weakest first; see [`crate::jail`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Confinement {
-    /// All it does not need; if that fails, the guest does not run.
-    #[default]
-    Strict,
     /// Nothing: to find out what is wrong with a jail, never for strangers' code.
     Off,
+    /// All it does not need; if that fails, the guest does not run. Landlock, core scheduling and a
+    /// user of the VM's own where the host has them.
+    #[default]
+    Strict,
+    /// The same, and the guest does not run where the host lacks one of these. Its memory is shared
+    /// with no other VM, so the runtime makes no clone of a template of it.
+    Sealed,
 }
 
 /// The most vCPUs a VM may have: what the guest kernel is built for (NR_CPUS).

@@ -149,9 +149,10 @@ pub struct RunArgs {
     /// Say afterwards on standard error when each phase of the start was reached
     #[arg(long)]
     pub timeline: bool,
-    /// What confines the VMM: off is for finding out why a jail fails, never for strangers' code
-    #[arg(long, value_name = "strict|off", default_value = "strict", value_parser = ["strict", "off"])]
-    pub jail: String,
+    /// What confines the VMM [default: strict]; off is for finding out why a jail fails, never for
+    /// strangers' code
+    #[arg(long, value_name = "sealed|strict|off", value_parser = ["sealed", "strict", "off"])]
+    pub jail: Option<String>,
     /// Image, then the command to run in it (or the image's own); with --rootfs the command alone; with
     /// a bundle, the container's ID
     #[arg(value_name = "IMAGE|CMD|ID", required = true, trailing_var_arg = true)]

@@ -19,7 +19,7 @@ use crate::oci::id::{ContainerId, IdError};
 use crate::oci::plan::PlanError;
 use crate::oci::record::Status;
 use crate::oci::signal::SignalError;
-use crate::settings::SettingsError;
+use crate::settings::{SettingsError, WallError};
 use crate::short_path::ShortPath;
 use crate::state::{CONTROL_SOCKET, Root, StateError};
 use crate::templates::TemplateError;
@@ -65,6 +65,8 @@ pub enum OciError {
     Resources(#[source] serde_json::Error),
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Wall(#[from] WallError),
     #[error(transparent)]
     Delegate(#[from] DelegateError),
     #[error(transparent)]

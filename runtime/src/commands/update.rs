@@ -10,8 +10,9 @@ use serde_json::{Map, Value, json};
 use super::oci::{self, OciError, PATIENCE};
 use crate::args::oci::UpdateArgs;
 use crate::oci::cgroup::Limits;
-use crate::oci::plan;
 use crate::oci::record::Status;
+use crate::oci::{create, plan};
+use crate::settings::Settings;
 use crate::state::Root;
 
 /// Sets them.
@@ -22,11 +23,13 @@ pub fn run(args: &UpdateArgs, root: &Root) -> Result<(), OciError> {
         return Err(OciError::NotRunning { id: container.id, status });
     }
     let resources = resources(args)?;
+    let walls = Settings::load()?.walls(&container.record.annotations)?;
+    create::admit(&walls, Some(&resources))?;
     let request =
         UpdateResourcesRequest { cgroup: plan::resources::guest(&resources), ..Default::default() };
     let _: UpdateResourcesResponse =
         container.agent(PATIENCE)?.call("UpdateResources", &request, PATIENCE)?;
-    Ok(container.cgroup()?.limit(&Limits::of_change(&resources))?)
+    Ok(container.cgroup()?.limit(&Limits::of_change(&resources, walls.cpus))?)
 }
 
 fn resources(args: &UpdateArgs) -> Result<LinuxResources, OciError> {

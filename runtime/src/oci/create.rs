@@ -18,7 +18,7 @@ use bulkhead_protocol::rpc::agent::{
     RestoreResponse, StartFailure,
 };
 use bulkhead_vmm::spec::{Outcome, VmSpec};
-use oci_spec::runtime::Hooks;
+use oci_spec::runtime::{Hooks, LinuxResources};
 use rustix::termios::Winsize;
 
 use super::bundle::{self, Bundle, BundleError};
@@ -40,7 +40,7 @@ use crate::client::Client;
 use crate::facts;
 use crate::launch;
 use crate::net::{self, NetError};
-use crate::settings::{Settings, SettingsError};
+use crate::settings::{Settings, SettingsError, WallError, Walls};
 use crate::state::{Root, StateError, VmDir};
 use crate::templates::Snapshot;
 use crate::terminal;
@@ -90,6 +90,8 @@ pub enum CreateError {
     Hook(#[from] HookError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Wall(#[from] WallError),
     #[error(transparent)]
     Agent(#[from] AgentError),
     #[error("{}", .0.message)]
@@ -157,7 +159,9 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let joined = pod::join(&bundle.spec, root)?;
     let dirs = Dirs::of_this_process();
     let vmm = dirs.program(assets::VMM)?;
-    let host = host(&dirs)?;
+    let walls = Settings::load()?.walls(&bundle.annotations())?;
+    admit(&walls, resources(&bundle))?;
+    let host = host(&dirs, &walls)?;
     root.create()?;
     verdict::ensure(root)?;
     let dir = root.claim(wanted.id.as_str())?;
@@ -171,8 +175,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let hostname = joined.hostname.unwrap_or(spec.hostname);
     let spec = ContainerSpec { network: Some(network.spec).into(), hostname, ..spec };
     let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
-    let limits = Settings::load()?.limits(&bundle.annotations())?;
-    let vm = VmSpec { nets: network.nets, limits, ..vm };
+    let vm = VmSpec { nets: network.nets, limits: walls.limits, jail: walls.jail, ..vm };
     // In our own cgroup, and for the next container too: whatever comes of this one.
     let template = match wanted.origin {
         Origin::Template => launch::template(&vm, &vmm, root, false),
@@ -185,7 +188,8 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let console = console(wanted, &spec)?;
     let terminal = console.as_ref().map(|console| console.slave.try_clone()).transpose();
     let mut record = record(wanted, &bundle, vm.nets.len());
-    let cgroup = cgroup(&record, &vm, &bundle)?;
+    let limits = Limits::of_vm(&vm, resources(&bundle), walls.cpus);
+    let cgroup = cgroup(&record, &limits)?;
     let surroundings = Surroundings {
         terminal: terminal.map_err(ConsoleError::Open)?,
         cgroups: cgroup.as_ref().map(HostCgroup::entrances).transpose()?.unwrap_or_default(),
@@ -214,15 +218,20 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     }
 }
 
+fn resources(bundle: &Bundle) -> Option<&LinuxResources> {
+    bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref())
+}
+
+/// Whether a container with these `resources`, or one to get them, keeps within its walls.
+pub fn admit(walls: &Walls, resources: Option<&LinuxResources>) -> Result<(), WallError> {
+    let cpus = resources.and_then(plan::shape::asked_cpus);
+    walls.admit(cpus, resources.and_then(plan::shape::asked_memory_mib))
+}
+
 /// Makes the cgroup around the VMM. A user who may not has none.
-fn cgroup(
-    record: &Record,
-    vm: &VmSpec,
-    bundle: &Bundle,
-) -> Result<Option<HostCgroup>, CgroupError> {
-    let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+fn cgroup(record: &Record, limits: &Limits) -> Result<Option<HostCgroup>, CgroupError> {
     let cgroup = host_cgroup(record)?;
-    match cgroup.create(&Limits::of_vm(vm, resources)) {
+    match cgroup.create(limits) {
         Ok(()) => Ok(Some(cgroup)),
         Err(_) if !user::is_host_root() => Ok(None),
         Err(error) => Err(error),
@@ -251,12 +260,14 @@ fn check(
     }
 }
 
-fn host(dirs: &Dirs) -> Result<Host, AssetError> {
+fn host(dirs: &Dirs, walls: &Walls) -> Result<Host, AssetError> {
+    let vcpus = available_parallelism().map_or(1, |n| u8::try_from(n.get()).unwrap_or(u8::MAX));
+    let memory_mib = facts::host_memory_mib();
     Ok(Host {
         kernel: dirs.file(assets::KERNEL)?,
         agent: dirs.program(assets::AGENT)?,
-        vcpus: available_parallelism().map_or(1, |n| u8::try_from(n.get()).unwrap_or(u8::MAX)),
-        memory_mib: facts::host_memory_mib(),
+        vcpus: walls.cpus.map_or(vcpus, |most| most.min(vcpus)),
+        memory_mib: walls.memory_mib.map_or(memory_mib, |most| memory_mib.min(most.into())),
     })
 }
 

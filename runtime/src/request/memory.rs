@@ -3,11 +3,11 @@
 use bulkhead_vmm::spec::{MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 
 /// Why a text is no size of a VM's memory.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
-    #[error("--memory {0}: give a number of bytes, or of k, m or g, e.g. 256m")]
+    #[error("{0}: give a number of bytes, or of k, m or g, e.g. 256m")]
     Syntax(String),
-    #[error("--memory {0}: a VM has {MEMORY_MIB_MIN}m to {MEMORY_MIB_MAX}m")]
+    #[error("{0}: a VM has {MEMORY_MIB_MIN}m to {MEMORY_MIB_MAX}m")]
     Range(String),
 }
 

@@ -2,7 +2,7 @@
 
 mod capabilities;
 pub mod limits;
-mod memory;
+pub mod memory;
 mod names;
 mod ulimit;
 mod volume;
@@ -27,7 +27,7 @@ pub enum RequestError {
     Rootfs,
     #[error("--cpus {0}: give a number from 1 to {VCPUS_MAX}")]
     Cpus(String),
-    #[error(transparent)]
+    #[error("--memory {0}")]
     Memory(#[from] memory::MemoryError),
     #[error(transparent)]
     Volume(#[from] volume::VolumeError),
@@ -101,7 +101,8 @@ pub struct Request {
     pub interactive: bool,
     pub console: bool,
     pub timeline: bool,
-    pub jail: Confinement,
+    /// Goes before that of the host's profile.
+    pub jail: Option<Confinement>,
 }
 
 impl TryFrom<&RunArgs> for Request {
@@ -139,7 +140,7 @@ impl TryFrom<&RunArgs> for Request {
             interactive: args.interactive,
             console: args.console,
             timeline: args.timeline,
-            jail: if args.jail == "off" { Confinement::Off } else { Confinement::Strict },
+            jail: args.jail.as_deref().map(jail),
         })
     }
 }
@@ -190,6 +191,15 @@ fn idmap(text: &str) -> Result<IdMap, RequestError> {
     let number = |text: &str| text.parse::<u32>().ok();
     let ids = number(host).zip(number(count)).map(|(host, count)| IdMap { host, count });
     ids.filter(IdMap::is_possible).ok_or_else(|| RequestError::IdMap(text.to_owned()))
+}
+
+/// The options' parser knows no other words.
+fn jail(text: &str) -> Confinement {
+    match text {
+        "off" => Confinement::Off,
+        "sealed" => Confinement::Sealed,
+        _ => Confinement::Strict,
+    }
 }
 
 fn network(text: &str) -> Result<Option<PathBuf>, RequestError> {

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{Builder, FIRST_USER};
+use super::Builder;
 use crate::spec::VmSpec;
 
 /// Two for each of the 256 vsock connections, one for each vCPU and its statistics, a dozen for
@@ -24,7 +24,7 @@ pub fn of_vmm(spec: &VmSpec, builder: Builder) -> io::Result<()> {
     let guest = u64::from(spec.memory_mib) << 20;
     lower(Resource::Data, guest + VMM_DATA_BASE + threads * VMM_DATA_PER_THREAD)?;
     lower(Resource::Nofile, VMM_FILES_MAX)?;
-    if let Builder::Root { user: FIRST_USER.. } = builder {
+    if builder.has_own_user() {
         // The threads of a user are counted, and this one will be no one else's.
         lower(Resource::Nproc, threads)?;
     }

@@ -16,8 +16,9 @@
 //! The VMM is the process that callers watch, so it stays in their PID namespace; that it can
 //! signal nobody there is the filter's doing, and its user's. The worker has a PID namespace.
 //!
-//! A step that fails ends the VMM: there is no half a jail. [`Confinement::Off`] is for finding out
-//! why one fails.
+//! A step that fails ends the VMM: there is no half a jail. What a host may lack (Landlock, core
+//! scheduling, a user to spare) is left out there, unless the jail is to be [`Confinement::Sealed`].
+//! [`Confinement::Off`] is for finding out why one fails.
 
 mod descriptors;
 mod identity;
@@ -30,6 +31,7 @@ mod seccomp;
 mod threshold;
 mod worker;
 
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -47,6 +49,9 @@ pub use worker::WorkerJail;
 /// containers (to 0x6fff_ffff) and to foreign file systems (from 0x7ffe_0000).
 const FIRST_USER: u32 = 0x7000_0000;
 
+/// Says whether cores have threads of which more than one is in use (admin-guide/hw-vuln/l1tf.rst).
+const HYPER_THREADS: &str = "/sys/devices/system/cpu/smt/active";
+
 /// A step of building the jail that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot build the jail: {action} failed: {source}")]
@@ -58,6 +63,11 @@ pub struct JailError {
 }
 
 impl JailError {
+    /// What this host does not have.
+    fn lacking(action: &'static str) -> Self {
+        Self { action, source: io::ErrorKind::Unsupported.into() }
+    }
+
     fn at<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self { action, source: source.into() }
     }
@@ -74,11 +84,20 @@ enum Builder {
     User,
 }
 
+impl Builder {
+    /// Whether the VMM's user is no one else's.
+    fn has_own_user(self) -> bool {
+        matches!(self, Self::Root { user: FIRST_USER.. })
+    }
+}
+
 /// The jail of a VMM, as far as it is built.
 #[derive(Debug)]
 pub struct Jail {
     builder: Option<Builder>,
     sockets: Option<OwnedFd>,
+    /// The host's cores have threads, as far as it says.
+    hyper_threads: bool,
 }
 
 impl Jail {
@@ -86,7 +105,7 @@ impl Jail {
     /// thread.
     pub fn begin(spec: &VmSpec) -> Result<Self, JailError> {
         if spec.jail == Confinement::Off {
-            return Ok(Self { builder: None, sockets: None });
+            return Ok(Self { builder: None, sockets: None, hyper_threads: false });
         }
         descriptors::close_all_but(spec.inherited_fds())
             .map_err(JailError::at("closing inherited descriptors"))?;
@@ -102,10 +121,14 @@ impl Jail {
                 Builder::User
             }
         };
+        if spec.jail == Confinement::Sealed && !builder.has_own_user() {
+            return Err(JailError::lacking("taking a user of the VM's own, to seal it,"));
+        }
+        let hyper_threads = fs::read(HYPER_THREADS).is_ok_and(|active| active.trim_ascii() == b"1");
         namespaces::leave_network()?;
         let sockets = root::sockets(&spec.vsock, builder)
             .map_err(JailError::at("keeping the directory of the VM's sockets"))?;
-        Ok(Self { builder: Some(builder), sockets })
+        Ok(Self { builder: Some(builder), sockets, hyper_threads })
     }
 
     /// Where the jailed VMM finds what is at `socket` now, and its neighbours.
@@ -131,17 +154,24 @@ impl Jail {
         namespaces::leave_mounts()?;
         root::empty(self.sockets.take())?;
         limits::of_vmm(spec, builder).map_err(JailError::at("limiting resources"))?;
-        // Threads of two VMs never share a core, where the host can tell. A core has one thread or
-        // the kernel no core scheduling: nothing to do then.
-        let _ = rustix::thread::create_core_scheduling_cookie(
+        let sealed = spec.jail == Confinement::Sealed;
+        // Threads of two VMs never share a core. A core has one thread or the kernel no core
+        // scheduling: nothing to do then.
+        let alone = rustix::thread::create_core_scheduling_cookie(
             getpid(),
             rustix::thread::CoreSchedulingScope::ThreadGroup,
         );
+        if sealed && self.hyper_threads {
+            alone.map_err(JailError::at("core scheduling, to seal the VM,"))?;
+        }
         let user = match builder {
             Builder::Root { user } => user,
             Builder::User => getuid().as_raw(),
         };
         identity::become_nobody(user, builder)?;
+        if sealed && landlock::version().is_none() {
+            return Err(JailError::lacking("Landlock, to seal the VM,"));
+        }
         landlock::forbid_everything().map_err(JailError::at("Landlock"))
     }
 

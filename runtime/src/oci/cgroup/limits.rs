@@ -15,6 +15,9 @@ const MEMORY_PER_OVERHEAD: u64 = 32;
 /// Threads and processes: the fs worker's threads, the VMM's own, and some to spare.
 const TASKS: u64 = 64;
 
+/// The period of a profile's limit on CPU time, us: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+
 /// A file of a controller and what goes into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Limit {
@@ -31,8 +34,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The limits for a VM whose container has these `resources`.
-    pub fn of_vm(vm: &VmSpec, resources: Option<&LinuxResources>) -> Self {
+    /// The limits for a VM whose container has these `resources`, and at most `cpus` by its profile.
+    pub fn of_vm(vm: &VmSpec, resources: Option<&LinuxResources>, cpus: Option<u8>) -> Self {
         let mut limits = Self::default();
         let guest = u64::from(vm.memory_mib) << 20;
         let memory = guest + guest / MEMORY_PER_OVERHEAD + OVERHEAD_BYTES;
@@ -42,14 +45,27 @@ impl Limits {
         if let Some(resources) = resources {
             limits.extend(resources);
         }
+        let quota = resources.and_then(|resources| cpu_quota(resources.cpu().as_ref()?));
+        limits.hold(quota, cpus);
         limits
     }
 
     /// The limits that a change of `resources` means for a VM whose shape stays as it is.
-    pub fn of_change(resources: &LinuxResources) -> Self {
+    pub fn of_change(resources: &LinuxResources, cpus: Option<u8>) -> Self {
         let mut limits = Self::default();
         limits.extend(resources);
+        if let Some(cpu) = resources.cpu().as_ref().filter(|cpu| cpu.quota().is_some()) {
+            limits.hold(cpu_quota(cpu), cpus);
+        }
         limits
+    }
+
+    /// Lowers the `quota` of CPU time, a number of us in each period, to that of `cpus`.
+    fn hold(&mut self, quota: Option<(u64, u64)>, cpus: Option<u8>) {
+        let Some(most) = cpus.map(u64::from) else { return };
+        if quota.is_none_or(|(quota, period)| quota > most.saturating_mul(period)) {
+            self.quota(most * CPU_PERIOD_US, CPU_PERIOD_US);
+        }
     }
 
     /// What to write in `hierarchy`: file and value, in order.
@@ -84,11 +100,7 @@ impl Limits {
             self.both("cpu", ("cpu.idle", "cpu.idle"), idle);
         }
         match (cpu_quota(cpu), cpu.quota()) {
-            (Some((quota, period)), _) => {
-                self.v1("cpu", "cpu.cfs_period_us", period);
-                self.v1("cpu", "cpu.cfs_quota_us", quota);
-                self.v2("cpu", "cpu.max", format!("{quota} {period}"));
-            }
+            (Some((quota, period)), _) => self.quota(quota, period),
             (None, Some(-1)) => {
                 self.v1("cpu", "cpu.cfs_quota_us", -1);
                 self.v2("cpu", "cpu.max", "max");
@@ -100,6 +112,12 @@ impl Limits {
                 self.both("cpuset", (file, file), list);
             }
         }
+    }
+
+    fn quota(&mut self, quota: u64, period: u64) {
+        self.v1("cpu", "cpu.cfs_period_us", period);
+        self.v1("cpu", "cpu.cfs_quota_us", quota);
+        self.v2("cpu", "cpu.max", format!("{quota} {period}"));
     }
 
     fn block(&mut self, block: &LinuxBlockIo) {
@@ -168,11 +186,15 @@ mod tests {
     use super::*;
 
     fn of(resources: Value, unified: bool) -> Vec<String> {
+        held(resources, unified, None)
+    }
+
+    fn held(resources: Value, unified: bool, cpus: Option<u8>) -> Vec<String> {
         let resources: LinuxResources = serde_json::from_value(resources).expect("resources");
         let names = ["cpu", "cpuset", "memory", "blkio", "pids"].map(str::to_owned);
         let controllers = if unified { Vec::new() } else { names.to_vec() };
         let hierarchy = Hierarchy { root: "/cg".into(), unified, controllers };
-        let limits = Limits::of_change(&resources);
+        let limits = Limits::of_change(&resources, cpus);
         limits.of(&hierarchy).map(|(file, value)| format!("{file}={value}")).collect()
     }
 
@@ -208,6 +230,21 @@ mod tests {
             ]
         );
         assert_eq!(of(json!({"cpu": {"quota": -1, "shares": 0}}), true), ["cpu.max=max"]);
+    }
+
+    #[test]
+    fn a_profile_lowers_the_quota_that_is_asked_for() {
+        let unlimited = ["cpu.max=max", "cpu.max=200000 100000"];
+        assert_eq!(held(json!({"cpu": {"quota": -1}}), true, Some(2)), unlimited);
+        let more = json!({"cpu": {"quota": 250_000}});
+        assert_eq!(held(more, true, Some(2)).last().unwrap(), "cpu.max=200000 100000");
+        let less = json!({"cpu": {"quota": 30_000, "period": 20_000}});
+        assert_eq!(held(less, true, Some(2)), ["cpu.max=30000 20000"]);
+        assert_eq!(held(json!({"cpu": {"shares": 1024}}), true, Some(2)), ["cpu.weight=39"]);
+        let vm = VmSpec { memory_mib: 64, ..VmSpec::default() };
+        let limits = Limits::of_vm(&vm, None, Some(1));
+        assert_eq!(limits.v2.last().unwrap().value, "100000 100000");
+        assert_eq!(Limits::of_vm(&vm, None, None).v2.last().unwrap().file, "pids.max");
     }
 
     #[test]

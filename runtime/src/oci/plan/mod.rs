@@ -7,7 +7,7 @@ mod namespaces;
 mod process;
 pub mod resources;
 mod seccomp;
-mod shape;
+pub mod shape;
 
 use std::path::{Path, PathBuf};
 
@@ -92,9 +92,9 @@ pub struct Host {
     pub kernel: PathBuf,
     /// The guest's PID 1.
     pub agent: PathBuf,
-    /// CPUs that this process may use.
+    /// CPUs that this process may use, and no more than the profile gives.
     pub vcpus: u8,
-    /// Memory of the machine, MiB.
+    /// Memory of the machine, MiB, and no more than the profile gives.
     pub memory_mib: u64,
 }
 

@@ -15,21 +15,31 @@ const KERNEL_MIB: u64 = 32;
 /// And for each of these many bytes of memory they need one more: 64 bytes a page, and reserves.
 const MEMORY_PER_OVERHEAD: u64 = 48;
 
-/// As many CPUs as the container may keep busy: its quota rounded up, or the size of its CPU set,
-/// whichever is less.
+/// As many CPUs as a container with these `resources` asks for: its quota rounded up, or the size of
+/// its CPU set, whichever is less.
+pub fn asked_cpus(resources: &LinuxResources) -> Option<u64> {
+    let cpu = resources.cpu().as_ref()?;
+    let quota = resources::cpu_quota(cpu).map(|(quota, period)| quota.div_ceil(period));
+    let set = cpu.cpus().as_deref().and_then(resources::cpu_count);
+    [quota, set].into_iter().flatten().min()
+}
+
+/// As much memory as it asks for, MiB.
+pub fn asked_memory_mib(resources: &LinuxResources) -> Option<u64> {
+    resources::memory_limit(resources).map(|bytes| bytes.div_ceil(1 << 20))
+}
+
+/// As many CPUs as the container may keep busy.
 pub fn vcpus(resources: Option<&LinuxResources>, host: &Host) -> u8 {
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-    let quota = cpu.and_then(resources::cpu_quota).map(|(quota, period)| quota.div_ceil(period));
-    let set = cpu.and_then(|cpu| cpu.cpus().as_deref()).and_then(resources::cpu_count);
-    let wanted = [quota, set].into_iter().flatten().min().unwrap_or(VCPUS_DEFAULT);
+    let wanted = resources.and_then(asked_cpus).unwrap_or(VCPUS_DEFAULT);
     let most = host.vcpus.clamp(1, VCPUS_MAX);
     u8::try_from(wanted).unwrap_or(most).clamp(1, most)
 }
 
 /// The container's limit, and what its kernel needs; no more than the machine has.
 pub fn memory_mib(resources: Option<&LinuxResources>, host: &Host) -> u32 {
-    let limit = resources.and_then(resources::memory_limit);
-    let container = limit.map_or(MEMORY_MIB_DEFAULT, |bytes| bytes.div_ceil(1 << 20));
+    let limit = resources.and_then(asked_memory_mib);
+    let container = limit.unwrap_or(MEMORY_MIB_DEFAULT);
     let wanted = match limit {
         Some(_) => container + KERNEL_MIB + container.div_ceil(MEMORY_PER_OVERHEAD),
         None => container,
