@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use bulkhead_protocol::rpc::agent::NetworkSpec;
 use bulkhead_protocol::{AGENT_PORT, BootMark, ExitReport, HostPort};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll};
@@ -79,6 +80,8 @@ pub struct Agent {
     /// The VMM has said what time it is.
     pub(crate) clock_is_set: bool,
     pub(crate) container: Option<Container>,
+    /// What its network was last set up as.
+    pub(crate) network: NetworkSpec,
     pub(crate) execs: BTreeMap<String, ExecEntry>,
     /// The container stands still since before this VM was restored, until Restore.
     pub(crate) awaits_restore: bool,
@@ -109,6 +112,7 @@ impl Agent {
             null,
             clock_is_set: false,
             container: None,
+            network: NetworkSpec::default(),
             execs: BTreeMap::new(),
             awaits_restore: false,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,

@@ -69,6 +69,11 @@ impl Agent {
             // The container is itself without it.
             log!("{error}");
         }
+        let network = request.network.unwrap_or_default();
+        guest
+            .readdress(&self.network, &network)
+            .map_err(|error| refuse(Code::INTERNAL, error.to_string()))?;
+        self.network = network;
         thaw(guest)?;
         self.awaits_restore = false;
         Ok(RestoreResponse::default())

@@ -148,6 +148,12 @@ impl Guest {
         self.set_network(spec)
     }
 
+    /// Gives a VM that goes on from a snapshot its network, which was set up as `was`.
+    pub fn readdress(&self, was: &NetworkSpec, spec: &NetworkSpec) -> Result<(), NetworkError> {
+        mount_proc();
+        network::readdress(was, spec)
+    }
+
     /// Writes everything back to the host.
     pub fn sync(&self) {
         if let Err(error) = rustix::fs::syncfs(&self.shares) {

@@ -8,6 +8,11 @@ use rustix::net::netdevice;
 
 use crate::netlink::{Netlink, Request};
 
+mod connections;
+mod readdress;
+
+pub use readdress::readdress;
+
 /// Why the network is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot {step} {object}: {source}")]
@@ -38,15 +43,22 @@ pub fn apply(spec: &NetworkSpec) -> Result<(), NetworkError> {
     }
     let netlink = Netlink::open().map_err(failed("open", "a netlink socket"))?;
     let links = name(&netlink, &spec.interfaces)?;
-    for (interface, link) in spec.interfaces.iter().zip(&links) {
-        set_up(&netlink, interface, *link)?;
+    add_to(&netlink, spec, &links)
+}
+
+/// Gives the interfaces `links` what `spec` says.
+fn add_to(netlink: &Netlink, spec: &NetworkSpec, links: &[u32]) -> Result<(), NetworkError> {
+    for (interface, link) in spec.interfaces.iter().zip(links) {
+        set_up(netlink, interface, *link)?;
     }
     for route in &spec.routes {
         let object = format!("{}/{}", text(&route.destination), route.prefix_length);
-        add_route(&netlink, route, &links).map_err(failed("add the route to", &object))?;
+        route_request(libc::RTM_NEWROUTE, libc::NLM_F_CREATE, route, links)
+            .and_then(|request| netlink.carry_out(request))
+            .map_err(failed("add the route to", &object))?;
     }
     for neighbour in &spec.neighbours {
-        add_neighbour(&netlink, neighbour, &links)
+        add_neighbour(netlink, neighbour, links)
             .map_err(failed("add the neighbour", &text(&neighbour.address)))?;
     }
     Ok(())
@@ -65,46 +77,60 @@ fn name(netlink: &Netlink, interfaces: &[Interface]) -> Result<Vec<u32>, Network
     if kept {
         return Ok(links);
     }
+    rename(netlink, &links, interfaces)?;
+    Ok(links)
+}
+
+/// Gives interfaces their names, any of which may be that of another yet.
+fn rename(netlink: &Netlink, links: &[u32], interfaces: &[Interface]) -> Result<(), NetworkError> {
     let rename = |link: u32, name: &str| {
         let bytes = [name.as_bytes(), b"\0"].concat();
-        let request = link_request(link, 0).attribute(libc::IFLA_IFNAME, &bytes);
+        let request = link_request(link, 0, 0).attribute(libc::IFLA_IFNAME, &bytes);
         netlink.carry_out(request).map_err(failed("name the interface", name))
     };
-    for link in &links {
+    for link in links {
         rename(*link, &format!("nic{link}"))?;
     }
-    for (interface, link) in interfaces.iter().zip(&links) {
+    for (interface, link) in interfaces.iter().zip(links) {
         rename(*link, &interface.name)?;
     }
-    Ok(links)
+    Ok(())
 }
 
 /// Addresses come before the interface goes up, so that no IPv6 address of the kernel's own making
 /// waits for a second to find out that it is nobody else's.
 fn set_up(netlink: &Netlink, interface: &Interface, link: u32) -> Result<(), NetworkError> {
     let name = &interface.name;
-    let mut request = link_request(link, 0).optional(libc::IFLA_ADDRESS, &interface.mac);
+    let mut request = link_request(link, 0, 0).optional(libc::IFLA_ADDRESS, &interface.mac);
     if interface.mtu != 0 {
         request = request.number(libc::IFLA_MTU, interface.mtu);
     }
     netlink.carry_out(request).map_err(failed("set the MAC address and MTU of", name))?;
     for address in &interface.addresses {
         let object = format!("{}/{} to {name}", text(&address.address), address.prefix_length);
-        add_address(netlink, address, link).map_err(failed("add the address", &object))?;
+        address_request(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, address, link)
+            .and_then(|request| netlink.carry_out(request))
+            .map_err(failed("add the address", &object))?;
     }
-    let up = link_request(link, libc::IFF_UP as u32);
+    let up = link_request(link, libc::IFF_UP as u32, libc::IFF_UP as u32);
     netlink.carry_out(up).map_err(failed("bring up the interface", name))
 }
 
 /// `struct ifinfomsg`: family, pad, type, index, flags, which flags to change.
-fn link_request(link: u32, flags: u32) -> Request {
-    let body = [[0; 4], [0; 4], flags.to_ne_bytes(), flags.to_ne_bytes()];
+fn link_request(link: u32, flags: u32, change: u32) -> Request {
+    let body = [[0; 4], [0; 4], flags.to_ne_bytes(), change.to_ne_bytes()];
     let mut body = body.concat();
     body[4..8].copy_from_slice(&link.to_ne_bytes());
     Request::new(libc::RTM_NEWLINK, 0, &body)
 }
 
-fn add_address(netlink: &Netlink, address: &InterfaceAddress, link: u32) -> rustix::io::Result<()> {
+/// RTM_NEWADDR or RTM_DELADDR.
+fn address_request(
+    kind: u16,
+    request_flags: libc::c_int,
+    address: &InterfaceAddress,
+    link: u32,
+) -> rustix::io::Result<Request> {
     let family = family(&address.address)?;
     let prefix = byte(address.prefix_length)?;
     // The host has made sure of it before; asking again would delay the start.
@@ -113,14 +139,19 @@ fn add_address(netlink: &Netlink, address: &InterfaceAddress, link: u32) -> rust
     let mut body = vec![family, prefix, flags, byte(address.scope)?];
     body.extend(link.to_ne_bytes());
     let other = if address.peer.is_empty() { &address.address } else { &address.peer };
-    let request = Request::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body)
+    Ok(Request::new(kind, request_flags, &body)
         .attribute(libc::IFA_LOCAL, &address.address)
         .attribute(libc::IFA_ADDRESS, other)
-        .optional(libc::IFA_BROADCAST, &address.broadcast);
-    netlink.carry_out(request)
+        .optional(libc::IFA_BROADCAST, &address.broadcast))
 }
 
-fn add_route(netlink: &Netlink, route: &NetworkRoute, links: &[u32]) -> rustix::io::Result<()> {
+/// RTM_NEWROUTE or RTM_DELROUTE.
+fn route_request(
+    message: u16,
+    request_flags: libc::c_int,
+    route: &NetworkRoute,
+    links: &[u32],
+) -> rustix::io::Result<Request> {
     let own = family(&route.destination)?;
     let flags = if route.onlink { RTNH_F_ONLINK } else { 0 };
     // `struct rtmsg`: family, lengths of the prefixes, TOS, table, protocol, scope, type, flags.
@@ -128,7 +159,7 @@ fn add_route(netlink: &Netlink, route: &NetworkRoute, links: &[u32]) -> rustix::
     let prefix = byte(route.prefix_length)?;
     let mut body = vec![own, prefix, 0, 0, libc::RT_TABLE_MAIN, RTPROT_STATIC, scope, kind];
     body.extend(flags.to_ne_bytes());
-    let mut request = Request::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE, &body)
+    let mut request = Request::new(message, request_flags, &body)
         .attribute(libc::RTA_DST, &route.destination)
         .optional(libc::RTA_PREFSRC, &route.source);
     if !route.gateway.is_empty() {
@@ -147,7 +178,7 @@ fn add_route(netlink: &Netlink, route: &NetworkRoute, links: &[u32]) -> rustix::
     if let Some(place) = route.interface {
         request = request.number(libc::RTA_OIF, at(links, place)?);
     }
-    netlink.carry_out(request)
+    Ok(request)
 }
 
 fn add_neighbour(

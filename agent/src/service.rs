@@ -86,6 +86,7 @@ impl Agent {
         }
         let pid = pid_of(&container.launch);
         self.container = Some(container);
+        self.network.clone_from(spec.network.get_or_default());
         self.join(ends, sockets);
         if request.host_events {
             self.take_host_events();
@@ -115,6 +116,9 @@ impl Agent {
         });
         let failure = started.err();
         container.started = failure.is_none();
+        if !network.interfaces.is_empty() {
+            self.network.clone_from(network);
+        }
         if container.started {
             self.marks.stamp(BootMark::Started);
         }

@@ -37,9 +37,9 @@ pub fn template(vm: &VmSpec, program: &Path, root: &Root, cold: bool) -> Option<
     }
 }
 
-/// The interface of a template. The agent gives a clone's its address, by which the guest's driver
-/// forgets this one.
-fn unplugged() -> NetSpec {
+/// An interface without a cable, as templates have them. The agent gives a clone's its address, by
+/// which the guest's driver forgets this one.
+pub fn unplugged() -> NetSpec {
     NetSpec { mac: TEMPLATE_MAC, ..NetSpec::default() }
 }
 

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod checkpoint;
+mod checkpoint_network;
 mod clone;
 mod containerd;
 mod doctor;

@@ -243,7 +243,10 @@ impl<'a> Wiring<'a> {
     fn add_nets(&mut self, spec: &VmSpec) -> Result<(), MachineError> {
         let failed = |source| MachineError::Device { device: "net", source };
         for net in &spec.nets {
-            self.add(net::device(net, &spec.limits).map_err(failed)?)?;
+            let interface = self.add(net::device(net, &spec.limits).map_err(failed)?)?;
+            if net.tap_fd.is_none() {
+                self.places.push(interface);
+            }
         }
         for _ in 0..spec.net_places {
             let place = self.add(net::place(&spec.limits).map_err(failed)?)?;

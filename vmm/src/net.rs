@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bulkhead_devices::net::{Net, NetConfig, Occupied, Tap};
+use bulkhead_devices::net::{self, Net, NetConfig, Tap};
 use bulkhead_devices::virtio::VirtioDevice;
 use bulkhead_devices::virtio::mmio::Transport;
 use event_manager::{SubscriberId, SubscriberOps};
@@ -42,7 +42,7 @@ pub struct Place {
     pub transport: Arc<Mutex<Transport>>,
 }
 
-/// Places that are free yet, in their order.
+/// Places that are free yet, and interfaces without a cable, in their order.
 #[derive(Default)]
 pub struct Places(VecDeque<Place>);
 
@@ -55,9 +55,9 @@ pub enum PlugError {
     /// Some other descriptor, or a tap of another kind.
     #[error("what came with the request is no tap for frames with virtio headers: {0}")]
     Tap(#[source] io::Error),
-    /// All taken.
+    /// All taken, or not such a tap.
     #[error(transparent)]
-    Occupied(#[from] Occupied),
+    Device(#[from] net::PlugError),
     /// The event loop.
     #[error("cannot watch the tap: {0}")]
     EventLoop(#[from] event_manager::Error),
@@ -70,7 +70,7 @@ impl From<Vec<Place>> for Places {
 }
 
 impl Places {
-    /// Plugs an interface in at the next place.
+    /// Plugs an interface in at the next of them.
     pub fn plug(
         &mut self,
         events: &mut Loop,
@@ -79,10 +79,10 @@ impl Places {
         tap: Option<OwnedFd>,
     ) -> Result<(), PlugError> {
         let tap = Tap::new(tap.ok_or(PlugError::NoTap)?).map_err(PlugError::Tap)?;
-        let Place { subscriber, transport } = self.0.pop_front().ok_or(Occupied)?;
+        let Place { subscriber, transport } = self.0.pop_front().ok_or(net::PlugError::Occupied)?;
         let mut ops = events.event_ops(subscriber)?;
         let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
-        let net: &mut Net = transport.device_mut().ok_or(Occupied)?;
+        let net: &mut Net = transport.device_mut().ok_or(net::PlugError::Occupied)?;
         Ok(net.plug(mac, mtu, tap, &mut ops)?)
     }
 }

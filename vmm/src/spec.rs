@@ -127,7 +127,7 @@ pub struct Share {
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
     /// An inherited fd of /dev/net/tun, attached to a tap with IFF_NO_PI and IFF_VNET_HDR. Without
-    /// it the interface has no carrier.
+    /// it the interface has no carrier, until a tap is plugged in ([`VmSpec::net_places`]).
     #[serde(default)]
     pub tap_fd: Option<i32>,
     /// Its address: not zero, not a group's.

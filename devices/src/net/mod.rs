@@ -94,12 +94,20 @@ pub struct NetConfig {
 }
 
 /// The device ID of a place where no device is: drivers ignore it (virtio 1.3, 4.2.3.1.1).
-const VIRTIO_ID_NONE: u32 = 0;
+pub const PLACE_ID: u32 = 0;
+/// The device ID of an interface.
+pub const ID: u32 = VIRTIO_ID_NET;
 
-/// The guest's driver has a place, or something else is plugged in there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no free place for a network interface")]
-pub struct Occupied;
+/// Why nothing can be plugged in.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugError {
+    /// The guest's driver has a place, or something else is plugged in there.
+    #[error("there is no free place for a network interface")]
+    Occupied,
+    /// The tap does not take what the driver negotiated.
+    #[error("the tap does not take the frames of the guest's driver: {0}")]
+    Offloads(#[source] io::Error),
+}
 
 /// A network interface, or a place for one.
 pub struct Net {
@@ -152,19 +160,27 @@ impl Net {
         Ok(Self { empty: true, ..nothing })
     }
 
-    /// Puts an interface in this place. The guest has to be told to look there again.
+    /// Puts an interface in this place, at which the guest has to be told to look again; or joins one
+    /// without a cable to a tap. What its driver knows of that stays as it is: the MTU.
     pub fn plug(
         &mut self,
         mac: [u8; 6],
         mtu: Option<u16>,
         tap: Tap,
         ops: &mut EventOps,
-    ) -> Result<(), Occupied> {
+    ) -> Result<(), PlugError> {
         // A driver that took nothing for a device has not seen what this one will offer.
-        if !self.empty || self.active.is_some() {
-            return Err(Occupied);
+        if self.tap.is_some() || self.empty && self.active.is_some() {
+            return Err(PlugError::Occupied);
         }
-        (self.empty, self.mac, self.mtu, self.tap) = (false, mac, mtu, Some(tap));
+        if let Some(active) = &self.active {
+            tap.set_offloads(active.features).map_err(PlugError::Offloads)?;
+            active.interrupt.config_changed();
+        }
+        if std::mem::take(&mut self.empty) {
+            self.mtu = mtu;
+        }
+        (self.mac, self.tap) = (mac, Some(tap));
         self.watch_tap(ops);
         Ok(())
     }
@@ -243,7 +259,7 @@ impl VirtioDevice for Net {
     }
 
     fn device_id(&self) -> u32 {
-        if self.empty { VIRTIO_ID_NONE } else { VIRTIO_ID_NET }
+        if self.empty { PLACE_ID } else { ID }
     }
 
     fn features(&self) -> u64 {

@@ -255,6 +255,10 @@ pub struct RestoreArgs {
 pub struct CloneArgs {
     #[command(flatten)]
     pub bundle: BundleArgs,
+    /// The other one's network: that of a network namespace, which it takes over, or none [default: the
+    /// bundle's]
+    #[arg(long, value_name = "none|netns:PATH")]
+    pub network: Option<String>,
     /// The running container
     #[arg(value_name = "ID")]
     pub id: String,

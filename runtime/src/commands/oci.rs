@@ -5,11 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bulkhead_vmm::control::{Client, ClientError};
+use bulkhead_vmm::control::ClientError;
 
 use crate::agent::AgentError;
 use crate::delegate::DelegateError;
-use crate::net::NetError;
 use crate::oci::cgroup::CgroupError;
 use crate::oci::console::ConsoleError;
 use crate::oci::container::{Container, ContainerError};
@@ -17,11 +16,12 @@ use crate::oci::create::CreateError;
 use crate::oci::exec::ExecError;
 use crate::oci::id::{ContainerId, IdError};
 use crate::oci::plan::PlanError;
+use crate::oci::plug::PlugError;
 use crate::oci::record::Status;
 use crate::oci::signal::SignalError;
+use crate::request::RequestError;
 use crate::settings::{SettingsError, WallError};
-use crate::short_path::ShortPath;
-use crate::state::{CONTROL_SOCKET, Root, StateError};
+use crate::state::{Root, StateError};
 use crate::templates::TemplateError;
 
 /// How long the agent of a running container may take to answer.
@@ -43,18 +43,15 @@ pub enum OciError {
     #[error(transparent)]
     Control(#[from] ClientError),
     #[error(transparent)]
-    Net(#[from] NetError),
+    Plug(#[from] PlugError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
     #[error(transparent)]
     Snapshot(#[from] TemplateError),
     #[error(
         "container {0} has no bundle that it could be restored with: it is one of `bulkhead run`"
     )]
     NoBundle(ContainerId),
-    #[error(
-        "container {0} has network interfaces, which are not saved yet; \
-         give a container that is to be saved --network none"
-    )]
-    Network(ContainerId),
     #[error(transparent)]
     Signal(#[from] SignalError),
     #[error(transparent)]
@@ -177,15 +174,6 @@ impl From<CreateError> for OciError {
 /// Finds a container by what was typed.
 pub fn open(root: &Root, id: &str) -> Result<Container, OciError> {
     Ok(Container::open(root, &ContainerId::try_from(id)?)?)
-}
-
-/// Connects to the VM's control socket.
-pub fn control(container: &Container) -> Result<Client, OciError> {
-    let path = container.file(CONTROL_SOCKET);
-    match ShortPath::of(&path) {
-        Ok(short) => Ok(Client::connect(short.as_ref())?),
-        Err(source) => Err(OciError::Read { path, source }),
-    }
 }
 
 /// Writes a process ID for whoever waits for the file: all of it, or nothing yet.

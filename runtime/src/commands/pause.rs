@@ -12,6 +12,6 @@ pub fn run(args: &IdArgs, root: &Root) -> Result<(), OciError> {
     if !status.can_pause() {
         return Err(OciError::Status { verb: "pause", id: container.id, status });
     }
-    oci::control(&container)?.pause()?;
+    container.control()?.pause()?;
     Ok(container.set_phase(Phase::Paused)?)
 }

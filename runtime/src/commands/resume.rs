@@ -12,6 +12,6 @@ pub fn run(args: &IdArgs, root: &Root) -> Result<(), OciError> {
     if !status.can_resume() {
         return Err(OciError::Status { verb: "resume", id: container.id, status });
     }
-    oci::control(&container)?.resume()?;
+    container.control()?.resume()?;
     Ok(container.set_phase(Phase::Running)?)
 }

@@ -163,7 +163,6 @@ fn write_down(dir: &VmDir, vmm: &Vmm, name: &str, process: &Process) -> Result<(
         created: clock::now_rfc3339(),
         cgroups_path: None,
         systemd_cgroup: false,
-        interfaces: 0,
         process: HostProcess::identify(vmm.pid()).map_err(RunError::Session)?,
         phase: Phase::Running,
     };

@@ -1,6 +1,5 @@
 //! `bulkhead start`: executes the process of a created container.
 
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use bulkhead_protocol::rpc::agent::{
@@ -9,10 +8,9 @@ use bulkhead_protocol::rpc::agent::{
 
 use super::oci::{self, OciError};
 use crate::args::oci::IdArgs;
-use crate::net::Network;
 use crate::oci::container::Container;
 use crate::oci::record::Phase;
-use crate::oci::{hooks, log::Log, plan, pod, status::State};
+use crate::oci::{hooks, log::Log, plan, plug, pod, status::State};
 use crate::state::Root;
 
 /// How long execve(2) may take: the program is read over virtio-fs.
@@ -31,7 +29,6 @@ pub fn start(container: &mut Container, log: &Log) -> Result<(), OciError> {
     }
     let network = plug_in(container)?;
     let mut agent = container.agent(PATIENCE)?;
-    container.record.interfaces += network.interfaces.len();
     let hooks = container.hooks();
     let request = StartContainerRequest {
         network: Some(network).into(),
@@ -68,12 +65,6 @@ fn plug_in(container: &Container) -> Result<NetworkSpec, OciError> {
     if plan::network(&config) != plan::Network::Own || pod::is_pause(&config) {
         return Ok(NetworkSpec::default());
     }
-    let network = Network::of_vmm(container.record.process, plan::NET_PLACES.into())?;
-    if !network.nets.is_empty() {
-        let mut control = oci::control(container)?;
-        for (net, tap) in network.nets.iter().zip(&network.taps) {
-            control.plug(net.mac, net.mtu, tap.as_fd())?;
-        }
-    }
-    Ok(network.spec)
+    let (vmm, room) = (container.record.process, plan::NET_PLACES.into());
+    Ok(plug::plug_in(vmm, container.dir(), room)?)
 }

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::container::Container;
 use crate::agent::AgentError;
-use crate::commands::oci::{self, OciError, PATIENCE};
+use crate::commands::oci::{OciError, PATIENCE};
 use crate::templates::Snapshot;
 
 /// How long the agent may take to freeze the processes, and the VMM to write its memory to a disk.
@@ -29,11 +29,8 @@ pub fn save(container: &Container, files: &Snapshot, end: bool) -> Result<(), Oc
     if container.record.bundle.as_os_str().is_empty() {
         return Err(OciError::NoBundle(id));
     }
-    if container.record.interfaces > 0 {
-        return Err(OciError::Network(id));
-    }
     let mut agent = container.agent(PATIENCE)?;
-    let mut control = oci::control(container)?;
+    let mut control = container.control()?;
     control.snapshot(files.state.as_fd(), files.memory.as_fd(), end)?;
     let call = agent.send("Checkpoint", &CheckpointRequest::default(), PATIENCE)?;
     // An agent that cannot says so, and then nothing is saved.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bulkhead_protocol::rpc::agent::Process;
+use bulkhead_vmm::control::{Client as Control, ClientError};
 use bulkhead_vmm::spec::{Outcome, Report};
 use oci_spec::runtime::{Hooks, Spec};
 use protobuf::Message as _;
@@ -19,6 +20,7 @@ use super::id::ContainerId;
 use super::record::{HostProcess, Phase, Record, Status};
 use crate::agent::AgentError;
 use crate::client::Client;
+use crate::short_path::ShortPath;
 use crate::state::{self, Root, StateError};
 
 /// The container's configuration as it was when it was created.
@@ -131,6 +133,16 @@ impl Container {
         Status::of(self.record.phase, !state::is_dead(&self.dir))
     }
 
+    /// Connects to the VM's control socket.
+    pub fn control(&self) -> Result<Control, ClientError> {
+        control(&self.dir)
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A file of its directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
@@ -241,6 +253,15 @@ fn write_record(dir: &Path, file: &str, record: &Record) -> Result<(), Container
     let written =
         json.and_then(|json| fs::write(&new, json)).and_then(|()| fs::rename(&new, &path));
     written.map_err(|source| ContainerError::Write { path, source })
+}
+
+/// Connects to the control socket of the VM whose directory is `dir`.
+pub fn control(dir: &Path) -> Result<Control, ClientError> {
+    let path = dir.join(state::CONTROL_SOCKET);
+    match ShortPath::of(&path) {
+        Ok(short) => Control::connect(short.as_ref()),
+        Err(source) => Err(ClientError::Connect { path, source }),
+    }
 }
 
 /// The cgroup around a container's VMM, which need not be there.

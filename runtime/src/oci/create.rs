@@ -14,8 +14,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use bulkhead_protocol::rpc::agent::{
-    ContainerSpec, CreateContainerRequest, CreateContainerResponse, RestoreRequest,
-    RestoreResponse, StartFailure,
+    ContainerSpec, CreateContainerRequest, CreateContainerResponse, NetworkSpec, StartFailure,
 };
 use bulkhead_vmm::spec::{Outcome, VmSpec};
 use oci_spec::runtime::{Hooks, LinuxResources};
@@ -30,8 +29,10 @@ use super::detached::{Detached, Surroundings};
 use super::hooks::{self, HookError};
 use super::id::ContainerId;
 use super::plan::{self, Host, Network, PlanError};
+use super::plug::{self, PlugError};
 use super::pod::{self, PodError};
 use super::record::{HostProcess, Phase, Record};
+use super::restore::{self, RestoreError};
 use super::status::State;
 use crate::agent::AgentError;
 use crate::args::oci::BundleArgs;
@@ -81,7 +82,11 @@ pub enum CreateError {
     #[error(transparent)]
     Net(#[from] NetError),
     #[error(transparent)]
+    Plug(#[from] PlugError),
+    #[error(transparent)]
     Pod(#[from] PodError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     #[error(transparent)]
     Vmm(#[from] VmmError),
     #[error("bulkhead-vmm has not made the network that the container's hooks are to set up")]
@@ -139,13 +144,31 @@ pub enum Origin<'a> {
     /// It goes on as the container that was saved here.
     Checkpoint(&'a Snapshot),
     /// The same, as one more beside that.
-    Clone(&'a Snapshot),
+    Clone {
+        /// The one that was saved.
+        files: &'a Snapshot,
+        /// Its network, if not that of the bundle.
+        network: Option<&'a Network>,
+    },
 }
 
 impl Origin<'_> {
     /// By template, unless the VM is to start cold.
     pub fn by(cold: bool) -> Self {
         if cold { Self::Boot } else { Self::Template }
+    }
+
+    /// The container that was saved.
+    fn saved(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Checkpoint(files) | Self::Clone { files, .. } => Some(files),
+            Self::Template | Self::Boot => None,
+        }
+    }
+
+    /// The network the container is to have, if its bundle does not say.
+    fn network(&self) -> Option<&Network> {
+        if let Self::Clone { network, .. } = self { *network } else { None }
     }
 }
 
@@ -168,26 +191,29 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     fs::copy(&config, dir.path().join(CONFIG))
         .map_err(|source| CreateError::Copy { path: config, source })?;
     bundle.make_mount_points()?;
-    let network = match joined.network {
-        Network::Joined(path) => net::Network::take_over(&path)?,
+    let network = match wanted.origin.network().unwrap_or(&joined.network) {
+        Network::Joined(path) => net::Network::take_over(path)?,
         Network::Own | Network::Host => net::Network::default(),
     };
     let hostname = joined.hostname.unwrap_or(spec.hostname);
     let spec = ContainerSpec { network: Some(network.spec).into(), hostname, ..spec };
     let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
     let vm = VmSpec { nets: network.nets, limits: walls.limits, jail: walls.jail, ..vm };
+    let vm = match wanted.origin.saved() {
+        Some(files) => restore::shape(vm, files)?,
+        None => vm,
+    };
     // In our own cgroup, and for the next container too: whatever comes of this one.
     let template = match wanted.origin {
         Origin::Template => launch::template(&vm, &vmm, root, false),
         _ => None,
     };
-    let course = match wanted.origin {
-        Origin::Checkpoint(files) | Origin::Clone(files) => Course::Restore(files),
-        Origin::Template | Origin::Boot => Course::by(template.as_ref()),
-    };
+    let course =
+        wanted.origin.saved().map_or_else(|| Course::by(template.as_ref()), Course::Restore);
     let console = console(wanted, &spec)?;
     let terminal = console.as_ref().map(|console| console.slave.try_clone()).transpose();
-    let mut record = record(wanted, &bundle, vm.nets.len());
+    let mut record = record(wanted, &bundle);
+    let interfaces = vm.nets.len();
     let limits = Limits::of_vm(&vm, resources(&bundle), walls.cpus);
     let cgroup = cgroup(&record, &limits)?;
     let surroundings = Surroundings {
@@ -198,7 +224,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
         .map_err(CreateError::from)
         .and_then(|detached| {
             record.process = detached.process;
-            match settle(wanted, &bundle, &record, spec, console, &dir) {
+            match settle(wanted, &bundle, &record, spec, console, &dir, interfaces) {
                 Ok(()) => Ok(detached),
                 Err(error) => Err(end(detached, &dir, error)),
             }
@@ -282,12 +308,12 @@ fn console(wanted: Wanted<'_>, spec: &ContainerSpec) -> Result<Option<Console>, 
 }
 
 /// All but the VMM's process, which is not there yet.
-fn record(wanted: Wanted<'_>, bundle: &Bundle, interfaces: usize) -> Record {
+fn record(wanted: Wanted<'_>, bundle: &Bundle) -> Record {
     let (own_cgroup, phase) = match wanted.origin {
         Origin::Template | Origin::Boot => (false, Phase::Created),
         Origin::Checkpoint(_) => (false, Phase::Running),
         // That of the bundle is the other one's.
-        Origin::Clone(_) => (true, Phase::Running),
+        Origin::Clone { .. } => (true, Phase::Running),
     };
     let linux = bundle.spec.linux().as_ref().filter(|_| !own_cgroup);
     Record {
@@ -300,7 +326,6 @@ fn record(wanted: Wanted<'_>, bundle: &Bundle, interfaces: usize) -> Record {
         cgroups_path: linux.and_then(|linux| linux.cgroups_path().clone()),
         systemd_cgroup: wanted.systemd_cgroup,
         process: HostProcess { pid: 0, start_ticks: 0 },
-        interfaces,
         phase,
     }
 }
@@ -317,6 +342,7 @@ fn settle(
     spec: ContainerSpec,
     console: Option<Console>,
     dir: &VmDir,
+    interfaces: usize,
 ) -> Result<(), CreateError> {
     let state = State::creating(record).json();
     let hooks = bundle.spec.hooks().clone().unwrap_or_default();
@@ -330,10 +356,14 @@ fn settle(
         hooks::run(stage, list.as_ref(), &state)?;
     }
     let mut agent = Client::connect(&dir.socket(), BOOT_MAX)?;
+    let network = || network(&spec, record.process, dir, interfaces);
     match wanted.origin {
         Origin::Template | Origin::Boot => create_container(&mut agent, spec)?,
-        Origin::Checkpoint(_) => restore_container(&mut agent, spec.hostname)?,
-        Origin::Clone(_) => restore_container(&mut agent, wanted.id.to_string())?,
+        Origin::Checkpoint(_) => {
+            let network = network()?;
+            restore::go_on(&mut agent, spec.hostname, network)?;
+        }
+        Origin::Clone { .. } => restore::go_on(&mut agent, wanted.id.to_string(), network()?)?,
     }
     after_create(&hooks, &state)?;
     if let (Some(console), Some(socket)) = (console, &wanted.args.console_socket) {
@@ -360,10 +390,18 @@ fn after_create(hooks: &Hooks, state: &str) -> Result<(), HookError> {
     hooks::run("createContainer", hooks.create_container().as_ref(), state)
 }
 
-fn restore_container(agent: &mut Client, hostname: String) -> Result<(), CreateError> {
-    let request = RestoreRequest { hostname, ..Default::default() };
-    let _: RestoreResponse = agent.call("Restore", &request, SETUP_MAX)?;
-    Ok(())
+/// The network of a container that goes on, whose VM has so many interfaces: what was taken over, or
+/// what has been put into the VMM's own.
+fn network(
+    spec: &ContainerSpec,
+    vmm: HostProcess,
+    dir: &VmDir,
+    interfaces: usize,
+) -> Result<NetworkSpec, PlugError> {
+    match spec.network.as_ref() {
+        Some(taken) if !taken.interfaces.is_empty() => Ok(taken.clone()),
+        _ => plug::plug_in(vmm, dir.path(), interfaces),
+    }
 }
 
 fn create_container(agent: &mut Client, mut spec: ContainerSpec) -> Result<(), CreateError> {

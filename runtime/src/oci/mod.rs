@@ -64,8 +64,10 @@ pub mod hooks;
 pub mod id;
 pub mod log;
 pub mod plan;
+pub mod plug;
 pub mod pod;
 pub mod record;
+pub mod restore;
 pub mod signal;
 pub mod status;
 #[cfg(test)]

@@ -43,9 +43,6 @@ pub struct Record {
     /// See `cgroups_path`.
     #[serde(default)]
     pub systemd_cgroup: bool,
-    /// Network interfaces of its VM that were there when it was created.
-    #[serde(default)]
-    pub interfaces: usize,
     /// The VMM's.
     pub process: HostProcess,
     /// What was last done to it.

@@ -202,7 +202,8 @@ fn jail(text: &str) -> Confinement {
     }
 }
 
-fn network(text: &str) -> Result<Option<PathBuf>, RequestError> {
+/// The network namespace that `--network` names, if that is not none.
+pub fn network(text: &str) -> Result<Option<PathBuf>, RequestError> {
     match (text, text.strip_prefix("netns:")) {
         ("none", _) => Ok(None),
         (_, Some(path)) if !path.is_empty() => Ok(Some(path.into())),

@@ -35,7 +35,8 @@ pub enum Request {
     Resume,
     /// Asks for figures.
     Stats,
-    /// Puts a network interface in the next of [`crate::VmSpec::net_places`]. Its tap, as a
+    /// Puts a network interface in the next of [`crate::VmSpec::net_places`], or of the interfaces
+    /// without a tap, which come first. Its tap, as a
     /// [`crate::spec::NetSpec`] has it, comes with the line (SCM_RIGHTS, unix(7)).
     Plug {
         /// The interface's address.

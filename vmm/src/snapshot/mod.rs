@@ -23,6 +23,7 @@ mod working_set;
 
 use std::io;
 
+use bulkhead_devices::net;
 use bulkhead_devices::virtio::RestoreError;
 use bulkhead_devices::virtio::mmio::TransportState;
 use serde::{Deserialize, Serialize};
@@ -134,6 +135,12 @@ impl VmState {
             return Err(SnapshotError::Shape("memory"));
         }
         Ok(())
+    }
+
+    /// How many network interfaces it has, and how many places for further ones.
+    pub fn nets(&self) -> (usize, usize) {
+        let count = |id| self.devices.iter().filter(|device| device.device_id == id).count();
+        (count(net::ID), count(net::PLACE_ID))
     }
 
     fn check_cpu(&self, here: &Cpu) -> Result<(), SnapshotError> {
