@@ -14,7 +14,7 @@ use crate::request::{Request, Ulimit, limits};
 /// Name of the share that is the container's root.
 const ROOT_SHARE: &str = "rootfs";
 /// The guest's vsock context ID. It need not be unique: no VM sees another's.
-const CID: u32 = 3;
+pub const CID: u32 = 3;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What every root file system's terminfo knows.
 const DEFAULT_TERM: &str = "xterm";

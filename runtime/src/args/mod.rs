@@ -244,7 +244,7 @@ pub enum BenchKind {
     Clone,
     /// An engine's verbs: create and start, exec to its first output, delete
     Exec,
-    /// Memory of many at once, and the last start beside the first
+    /// Memory of many at once, the last start beside the first, many to their end in turn and eight at a time
     Density,
     /// Files: written, read, made, removed
     Fs,

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::BenchError;
+use super::guest::Guest;
 use super::measure::greeting;
-use super::peers::{CMDLINE, Guest, mib};
+use super::peers::{CMDLINE, mib};
 use super::side::{Ended, Request, Scratch, Side};
 use crate::args::BenchArgs;
 
@@ -24,7 +25,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 
 /// A VM that boots.
 pub fn boot(program: &str, args: &BenchArgs, scratch: &Scratch) -> Result<Side, BenchError> {
-    let guest = Guest::new(args, scratch)?;
+    let guest = Guest::new(scratch)?;
     let config = configuration("firecracker", args, &guest, scratch)?.display().to_string();
     let words = [program, "--no-api", "--level", "Error", "--config-file", &config];
     Ok(Side::endless("boot/firecracker", words.map(str::to_owned).into()))
@@ -32,7 +33,7 @@ pub fn boot(program: &str, args: &BenchArgs, scratch: &Scratch) -> Result<Side, 
 
 /// A VM that goes on from a snapshot, in which its guest was greeting.
 pub fn clone(program: &str, args: &BenchArgs, scratch: &Scratch) -> Result<Side, BenchError> {
-    let guest = Guest::new(args, scratch)?;
+    let guest = Guest::new(scratch)?;
     let config = configuration("firecracker-snapshot", args, &guest, scratch)?;
     let (socket, state, memory) = (
         scratch.path("firecracker.sock"),
@@ -53,7 +54,8 @@ pub fn clone(program: &str, args: &BenchArgs, scratch: &Scratch) -> Result<Side,
         "resume_vm": true,
     });
     let request = Request { socket: socket.clone(), text: http("PUT", "/snapshot/load", &load) };
-    Ok(Side { request: Some(request), ..Side::endless("clone/firecracker", words(&[])) })
+    let side = Side::endless("clone/firecracker", words(&[]));
+    Ok(Side { request: Some(request), socket: Some(socket), ..side })
 }
 
 fn configuration(
@@ -88,7 +90,7 @@ fn save(origin: &Side, socket: &Path, state: &Path, memory: &Path) -> Result<(),
     let mut command = origin.command();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut vm = Ended(origin.spawn(&mut command)?);
-    if greeting(&mut vm.0, Instant::now()).is_none() {
+    if greeting(vm.0.stdout.as_mut(), Instant::now()).is_none() {
         return Err(origin.failed("it ended without its greeting"));
     }
     thread::sleep(SETTLED);

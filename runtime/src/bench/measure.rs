@@ -63,15 +63,18 @@ fn those_that_work(sides: Vec<Side>) -> Result<Vec<Side>, BenchError> {
 fn start(side: &Side) -> Result<(f64, Option<u64>), BenchError> {
     let mut command = side.command();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    if let Some(request) = &side.request {
-        let _ = std::fs::remove_file(&request.socket);
+    if let Some(socket) = &side.socket {
+        let _ = std::fs::remove_file(socket);
     }
     let exits_before = exits();
     let begun = Instant::now();
     let mut child = side.spawn(&mut command)?;
     let _watch = Watch::on(&child);
     let answer = side.request.as_ref().map(|request| request.send()).transpose();
-    let greeted = greeting(&mut child, begun);
+    let greeted = match side.on_stderr {
+        true => greeting(child.stderr.as_mut(), begun),
+        false => greeting(child.stdout.as_mut(), begun),
+    };
     let exits = exits_since(exits_before);
     if side.endless {
         let _ = child.kill();
@@ -112,10 +115,10 @@ impl Drop for Watch {
 
 /// How long after `begun` the greeting's line began. What comes before it is a boot message or a
 /// complaint, and not waited for.
-pub fn greeting(child: &mut Child, begun: Instant) -> Option<Duration> {
+pub fn greeting(out: Option<impl Read>, begun: Instant) -> Option<Duration> {
     /// Far longer than any message.
     const LINE_MAX: u64 = 4096;
-    let mut reader = BufReader::new(child.stdout.as_mut()?);
+    let mut reader = BufReader::new(out?);
     let mut line = Vec::new();
     loop {
         if reader.fill_buf().ok()?.is_empty() {

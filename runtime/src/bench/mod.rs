@@ -6,11 +6,14 @@
 //! ```
 //!
 //! Every side is measured from outside, as a user sees it: from the exec of its command to its first
-//! line of output. Sides take turns, so that what disturbs the host disturbs all. Nothing here starts
-//! a VM in a way of its own: bulkhead's side is `bulkhead run`.
+//! line of output. Sides take turns, so that what disturbs the host disturbs all. bulkhead's side is
+//! `bulkhead run`, as a user types it: a container's output. Beside other monitors there is also
+//! bulkhead-vmm alone, with what they boot.
 
 mod density;
 mod firecracker;
+mod guest;
+mod many;
 mod measure;
 mod peers;
 mod report;
@@ -61,6 +64,7 @@ pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
         match kind {
             BenchKind::Boot => {
                 let mut sides = vec![Side::bulkhead("boot/bulkhead", args, true)?];
+                sides.push(guest::monitor(args, &scratch)?);
                 sides.extend(peers::sides(args, &scratch)?);
                 rows.extend(measure::starts(sides, args)?);
             }
@@ -72,7 +76,10 @@ pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
             BenchKind::Exec => rows.extend(verbs::verbs(args, &scratch)?),
             BenchKind::Fs => rows.extend(stream::files(args, &scratch)?),
             BenchKind::Vsock => rows.extend(stream::pipes(args, &scratch)?),
-            BenchKind::Density => rows.extend(density::clones(args)?),
+            BenchKind::Density => {
+                rows.extend(density::clones(args)?);
+                rows.extend(many::starts_to_ends(args)?);
+            }
         }
     }
     if args.json {

@@ -14,18 +14,13 @@ use serde_json::json;
 
 use super::BenchError;
 use super::firecracker;
+use super::guest::Guest;
 use super::side::{GREETING, Scratch, Side};
 use crate::args::BenchArgs;
-use crate::assets::{self, Dirs};
 
 /// What a VM's kernel is told: as bulkhead's own, and a serial console for the one line of output.
 pub const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check noreplace-smp \
                            printk.time=0 printk.devkmsg=on";
-/// /init of a VM: greets every millisecond, as one that goes on from a snapshot has to greet again. By the kernel's
-/// log, which needs no interrupt of the serial device: Firecracker's has forgotten, in a snapshot, that one is due.
-const INIT: &str = "#!/bin/busybox sh\n\
-                    while :; do echo '<0>hello' >/dev/kmsg; /bin/busybox usleep 1000; done\n";
-
 /// A peer of `--vs` as its name and the program.
 pub fn named(peer: &str) -> (&str, &str) {
     peer.split_once('=').unwrap_or((peer, peer))
@@ -55,69 +50,16 @@ fn side(peer: &str, args: &BenchArgs, scratch: &Scratch) -> Result<Side, BenchEr
     let words = match name {
         "qemu" => {
             let program = if program == "qemu" { "qemu-system-x86_64" } else { program };
-            qemu(program, args, &Guest::new(args, scratch)?)
+            qemu(program, args, &Guest::new(scratch)?)
         }
         "firecracker" => return firecracker::boot(program, args, scratch),
-        "cloud-hypervisor" => cloud_hypervisor(program, args, &Guest::new(args, scratch)?),
+        "cloud-hypervisor" => cloud_hypervisor(program, args, &Guest::new(scratch)?),
         "runc" | "crun" => {
             return container(&format!("boot/{name}"), program, args, scratch, &["echo", GREETING]);
         }
         _ => return Err(unknown()),
     };
     Ok(Side::endless(&format!("boot/{name}"), words))
-}
-
-/// What every VM gets.
-pub struct Guest {
-    /// bulkhead's kernel.
-    pub kernel: PathBuf,
-    /// An archive with busybox.
-    pub initramfs: PathBuf,
-}
-
-impl Guest {
-    /// Makes the archive.
-    pub fn new(args: &BenchArgs, scratch: &Scratch) -> Result<Self, BenchError> {
-        let kernel = Dirs::of_this_process().file(assets::KERNEL);
-        let kernel = kernel.map_err(|error| missing(assets::KERNEL, &error))?;
-        let path = args.rootfs.join("bin/busybox");
-        let busybox = std::fs::read(&path).map_err(|source| BenchError::File {
-            action: "read",
-            path,
-            source,
-        })?;
-        Ok(Self { kernel, initramfs: scratch.write("initramfs", &archive(&busybox))? })
-    }
-}
-
-fn missing(name: &str, error: &assets::AssetError) -> BenchError {
-    let source = std::io::Error::other(error.to_string());
-    BenchError::File { action: "find", path: name.into(), source }
-}
-
-/// A newc archive with busybox and /init (the kernel's
-/// Documentation/driver-api/early-userspace/buffer-format.rst).
-fn archive(busybox: &[u8]) -> Vec<u8> {
-    let mut archive = Vec::new();
-    let mut add = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| {
-        let (size, name_len) = (data.len() as u32, name.len() as u32 + 1);
-        let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_len, 0];
-        archive.extend_from_slice(b"070701");
-        fields.iter().for_each(|field| archive.extend(format!("{field:08x}").bytes()));
-        archive.extend(name.bytes());
-        archive.push(0);
-        archive.resize(archive.len().next_multiple_of(4), 0);
-        archive.extend_from_slice(data);
-        archive.resize(archive.len().next_multiple_of(4), 0);
-    };
-    add("bin", 0o040_755, (0, 0), b"");
-    add("dev", 0o040_755, (0, 0), b"");
-    add("dev/console", 0o020_600, (5, 1), b"");
-    add("dev/kmsg", 0o020_600, (1, 11), b"");
-    add("bin/busybox", 0o100_755, (0, 0), busybox);
-    add("init", 0o100_755, (0, 0), INIT.as_bytes());
-    add("TRAILER!!!", 0, (0, 0), b"");
-    archive
 }
 
 /// Memory, MiB.

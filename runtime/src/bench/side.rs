@@ -35,6 +35,10 @@ pub struct Side {
     pub has_timeline: bool,
     /// It greets for ever, and is killed when it has done so.
     pub endless: bool,
+    /// It greets on stderr, where bulkhead-vmm puts a guest's console.
+    pub on_stderr: bool,
+    /// A socket that it makes, and that its next start must not find.
+    pub socket: Option<PathBuf>,
     /// What has to be asked of it before it does anything.
     pub request: Option<Request>,
 }
@@ -72,7 +76,15 @@ impl Request {
 impl Side {
     /// A command to be measured.
     pub fn new(name: &str, words: Vec<String>) -> Self {
-        Self { name: name.to_owned(), words, has_timeline: false, endless: false, request: None }
+        Self {
+            name: name.to_owned(),
+            words,
+            has_timeline: false,
+            endless: false,
+            on_stderr: false,
+            socket: None,
+            request: None,
+        }
     }
 
     /// One that greets for ever.

@@ -129,7 +129,7 @@ impl Engine {
         let mut command = self.quiet(&side, Stdio::piped())?;
         let (begun, before) = (Instant::now(), exits());
         let mut child = side.spawn(&mut command)?;
-        let greeted = greeting(&mut child, begun);
+        let greeted = greeting(child.stdout.as_mut(), begun);
         let exits = exits_since(before);
         let status = child.wait().map_err(|error| side.failed(error.to_string()))?;
         let taken = greeted.filter(|_| status.success());
