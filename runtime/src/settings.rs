@@ -305,6 +305,7 @@ mod tests {
             assert_eq!(rate(limits.rng.operations), Some(rng));
             assert_eq!(rate(limits.fs.operations), Some(fs));
             assert_eq!(rate(limits.net_tx.operations), net);
+            assert_eq!(limits.vsock_connections, net.map(|_| 64));
         }
         let usual = Settings::default().walls(&BTreeMap::new()).unwrap();
         assert_eq!(usual.limits, Limits::default());

@@ -19,8 +19,14 @@ d=$(now); took rng $a $b; took fs $b $c; took vsock $c $d";
 #[test]
 fn each_device_is_held_to_its_rate() {
     let host = Host::new();
-    let limits =
-        ["--limit=rng-bytes=8k:1k", "--limit=fs-bytes=1m:64k", "--limit=vsock-bytes=1m:64k"];
+    let limits = [
+        "--limit=rng-bytes=8k:1k",
+        "--limit=fs-bytes=1m:64k",
+        "--limit=vsock-bytes=1m:64k",
+        // The least there can be; the output is whole all the same.
+        "--limit=vsock-connections=8",
+        "--limit=vsock-buffer=4k",
+    ];
     let limited = finish(host.run(&limits, &["sh", "-c", SCRIPT]));
     let seconds = |name: &str| {
         let line = limited.stderr.lines().find_map(|line| line.strip_prefix(name));
@@ -34,6 +40,7 @@ fn each_device_is_held_to_its_rate() {
     }
     let refused = finish(host.run(&["--limit=fs-bytes=fast"], &["true"]));
     refused.fails(125, "fs-bytes=fast");
+    finish(host.run(&["--limit=vsock-connections=7"], &["true"])).fails(125, "7 vsock connections");
 }
 
 /// `command` on a host whose profile says this.

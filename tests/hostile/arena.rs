@@ -1,8 +1,8 @@
 //! A host with something to lose, a VM on it, and what is looked at while an attack runs.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -54,6 +54,8 @@ pub struct Story {
     pub said: String,
     /// Bytes on its standard output.
     pub stdout_len: u64,
+    /// The most files that the monitor had open.
+    pub files: usize,
     /// All of it, for a test that fails.
     pub text: String,
 }
@@ -79,8 +81,10 @@ impl Peak {
 impl Arena {
     /// Two shares, and beside them what no guest may touch.
     pub fn new() -> Self {
-        let dir =
-            tempfile::Builder::new().prefix("bulkhead-hostile-").tempdir().expect("a directory");
+        // Private, as the runtime's are: the monitor may connect to sockets in it.
+        let mut dir = tempfile::Builder::new();
+        let dir = dir.prefix("bulkhead-hostile-").permissions(Permissions::from_mode(0o700));
+        let dir = dir.tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name);
         for name in ["share/dir", "readonly", "outside"] {
             fs::create_dir_all(at(name)).expect("a directory");
@@ -177,7 +181,7 @@ impl Arena {
         bulkhead_tests::until("all processes of the VM are gone", || processes() == before);
         neighbour_answers();
         println!("{}", story.lines().next().unwrap_or_default());
-        Story { elapsed, said, stdout_len, text: story }
+        Story { elapsed, said, stdout_len, files: peak.files, text: story }
     }
 
     /// What no guest may change: everything but its share, and some of the host's own.

@@ -1,9 +1,13 @@
 //! Floods of devices that are held to a rate. What they came to is counted on the host, in files,
 //! bytes and frames, and never exceeds the bucket: its burst, what the rate has brought since before
-//! the monitor was started, and one operation, which may go into debt.
+//! the monitor was started, and one operation, which may go into debt. Then vsock connections, which
+//! are held to a number and to buffers of a size.
 
 use std::fs;
+use std::io::Read;
 use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -22,6 +26,7 @@ pub const FLOODS: &[&str] = &[
     "flood_of_large_frames",
     "flood_of_received_frames",
     "flood_of_console_bytes",
+    "flood_of_connections",
 ];
 
 /// Tokens of a bucket: the rate is so low that what counts is the burst, however slow the machine.
@@ -149,4 +154,32 @@ fn what_the_guest_says_is_bounded_by_console_bytes() {
         .attack("flood_of_console_bytes", End::Through);
     let said = story.said.bytes().filter(|byte| *byte == b'~').count() as u64;
     within(said, 2_000, 1, &story);
+}
+
+#[test]
+fn connections_and_what_waits_in_them_are_bounded_by_caps() {
+    const CONNECTIONS: u64 = 16;
+    const BUFFER: u64 = 16 << 10;
+    /// Open in any monitor: 37 to 43 were seen.
+    const FILES: usize = 50;
+    let caps = format!(r#""limits":{{"vsock_connections":{CONNECTIONS},"vsock_buffer":{BUFFER}}}"#);
+    let arena = Arena::with(&caps);
+    let path = arena.path("vsock.sock_5000");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("a mode");
+    let story = arena.attack("flood_of_connections", End::Through);
+    fs::remove_file(path).expect("the socket");
+    listener.set_nonblocking(true).expect("a socket");
+    // Accepted only now: what a program got is what its socket held.
+    let programs: Vec<_> = std::iter::from_fn(|| listener.accept().ok()).collect();
+    assert_eq!(programs.len() as u64, CONNECTIONS, "{}", story.text);
+    assert_eq!(told(&story, "open"), CONNECTIONS, "{}", story.text);
+    let got: u64 = programs
+        .into_iter()
+        .map(|(mut program, _)| program.read_to_end(&mut Vec::new()).expect("an end") as u64)
+        .sum();
+    let held = told(&story, "sent") - got;
+    assert!(held <= CONNECTIONS * BUFFER, "{held}: {}", story.text);
+    assert!(held >= CONNECTIONS * BUFFER / 2, "{held}: {}", story.text);
+    assert!(story.files <= FILES + 2 * CONNECTIONS as usize, "{}", story.text);
 }

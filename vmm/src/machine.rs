@@ -320,6 +320,7 @@ fn vsock(
     let timeline = timeline.clone();
     let config = VsockConfig {
         guest_cid: spec.cid,
+        caps: spec.limits.vsock_caps(),
         listener,
         path,
         ready,

@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 pub use bulkhead_devices::rate_limiter::{Rate, RateLimits};
+pub use bulkhead_devices::vsock::caps::{self, Caps};
 use serde::{Deserialize, Serialize};
 
 pub use crate::idmap::IdMap;
@@ -137,7 +138,8 @@ pub struct NetSpec {
     pub mtu: Option<u16>,
 }
 
-/// How much a guest may ask of its devices in a second; nothing is limited by default but the console.
+/// How much a guest may ask of its devices in a second, of which nothing is limited by default but the
+/// console; and how much it may have them hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -145,6 +147,10 @@ pub struct Limits {
     pub fs: RateLimits,
     /// vsock packets from the guest: its output, and answers of its agent.
     pub vsock: RateLimits,
+    /// [`Caps::connections`], if not the default.
+    pub vsock_connections: Option<u32>,
+    /// [`Caps::buffer_bytes`], if not the default.
+    pub vsock_buffer: Option<u32>,
     /// Requests for random bytes.
     pub rng: RateLimits,
     /// Frames to the guest, of each interface.
@@ -153,6 +159,17 @@ pub struct Limits {
     pub net_tx: RateLimits,
     /// Bytes of the serial console; [`CONSOLE_RATE`] by default. What comes faster is lost.
     pub console: Option<Rate>,
+}
+
+impl Limits {
+    /// What the guest's vsock connections may come to.
+    pub fn vsock_caps(&self) -> Caps {
+        let usual = Caps::default();
+        Caps {
+            connections: self.vsock_connections.unwrap_or(usual.connections),
+            buffer_bytes: self.vsock_buffer.unwrap_or(usual.buffer_bytes),
+        }
+    }
 }
 
 /// 64 KiB a second, and a MiB at once: many times what a kernel says in its life.
@@ -245,6 +262,13 @@ pub enum SpecError {
     /// A reserved context ID.
     #[error("vsock context ID {0} is reserved; use 3 or more")]
     Cid(u32),
+    /// Too few or too many vsock connections, or buffers too small or too large.
+    #[error(
+        "{} vsock connections with buffers of {} bytes asked for; a VM has {} to {} of {} to {} bytes",
+        .0.connections, .0.buffer_bytes, caps::CONNECTIONS.start(), caps::CONNECTIONS.end(),
+        caps::BUFFER_BYTES.start(), caps::BUFFER_BYTES.end()
+    )]
+    VsockCaps(Caps),
     /// A share name that is no file name, or is there twice.
     #[error("share name {0:?} is not a plain, unique file name")]
     ShareName(String),
@@ -294,6 +318,10 @@ impl VmSpec {
         if self.cid < 3 || self.cid == u32::MAX {
             return Err(SpecError::Cid(self.cid));
         }
+        let caps = self.limits.vsock_caps();
+        if !caps.are_possible() {
+            return Err(SpecError::VsockCaps(caps));
+        }
         for (i, share) in self.shares.iter().enumerate() {
             let name = share.name.as_str();
             let plain = !name.is_empty()
@@ -339,6 +367,23 @@ mod tests {
             r#"{{"name":"n","vcpus":1,"memory_mib":128,"kernel":"/k","init":"/i","cid":3,"vsock":"/v",{json}}}"#
         );
         serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn caps_are_the_usual_ones_or_in_their_ranges() {
+        let limits = |json: &str| spec(&format!(r#""limits":{{{json}}}"#));
+        assert_eq!(limits("").limits.vsock_caps(), Caps::default());
+        let small = limits(r#""vsock_connections":8,"vsock_buffer":4096"#);
+        assert_eq!(small.limits.vsock_caps(), Caps { connections: 8, buffer_bytes: 4096 });
+        assert_eq!(small.check(), Ok(()));
+        for bad in [
+            r#""vsock_connections":7"#,
+            r#""vsock_connections":1025"#,
+            r#""vsock_buffer":4095"#,
+            r#""vsock_buffer":1048577"#,
+        ] {
+            assert!(matches!(limits(bad).check(), Err(SpecError::VsockCaps(_))), "{bad}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use vm_memory::VolatileSlice;
 use crate::virtio::buffers::Buffers;
 
 /// A queue of bytes. Its owner bounds it: a connection takes no more from the guest than
-/// [`super::credit::BUFFER_BYTES`] beyond what has left it.
+/// [`super::caps::Caps::buffer_bytes`] beyond what has left it.
 #[derive(Debug, Default)]
 pub struct Backlog {
     bytes: Vec<u8>,

@@ -25,7 +25,7 @@ use std::os::fd::AsFd;
 
 use event_manager::{EventOps, EventSet};
 
-use super::credit::{BUFFER_BYTES, Credit};
+use super::credit::Credit;
 use super::output::Output;
 use super::packet::{Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::rx::{RxQueue, Sent};
@@ -97,26 +97,34 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that the guest asked for by `request`.
-    pub fn requested_by_guest(request: &Header, input: Option<HostStream>, output: Output) -> Self {
+    /// A connection that the guest asked for by `request`, with a buffer of `buffer` bytes.
+    pub fn requested_by_guest(
+        request: &Header,
+        buffer: u32,
+        input: Option<HostStream>,
+        output: Output,
+    ) -> Self {
         let pending = Pending { response: true, ..Pending::default() };
-        let mut connection =
-            Self { key: request.key(), pending, ..Self::new(State::Open, input, output) };
+        let mut connection = Self {
+            key: request.key(),
+            pending,
+            ..Self::new(State::Open, Credit::new(buffer), input, output)
+        };
         connection.credit.peer_says(request.buf_alloc, request.fwd_cnt);
         connection
     }
 
     /// A connection for a Unix client that has said nothing yet.
-    pub fn requested_by_client(input: HostStream, output: Output) -> Self {
+    pub fn requested_by_client(buffer: u32, input: HostStream, output: Output) -> Self {
         let ticks_left = Some(GREETING_TICKS);
-        Self { ticks_left, ..Self::new(State::Greeting, Some(input), output) }
+        Self { ticks_left, ..Self::new(State::Greeting, Credit::new(buffer), Some(input), output) }
     }
 
-    fn new(state: State, input: Option<HostStream>, output: Output) -> Self {
+    fn new(state: State, credit: Credit, input: Option<HostStream>, output: Output) -> Self {
         Self {
             key: Key::default(),
             state,
-            credit: Credit::default(),
+            credit,
             pending: Pending::default(),
             readable: input.is_some(),
             input,
@@ -148,14 +156,13 @@ impl Connection {
         output: Output,
     ) -> Option<Self> {
         let JoinedState { credit, backlog, unanswered, guest_shutdown, told_shutdown } = saved;
-        let fits = backlog.len() == credit.waiting() as usize && credit.waiting() <= BUFFER_BYTES;
+        let fits = backlog.len() == credit.waiting() as usize && credit.is_possible();
         if !fits || (guest_shutdown | told_shutdown) & !SHUTDOWN_BOTH != 0 {
             return None;
         }
         let sends = told_shutdown & SHUTDOWN_SEND == 0 && guest_shutdown & SHUTDOWN_RECEIVE == 0;
         let mut connection = Self {
             key,
-            credit,
             // Whatever the guest did not hear of before; hearing it twice is no harm.
             pending: Pending {
                 response: unanswered,
@@ -166,7 +173,7 @@ impl Connection {
             guest_shutdown,
             told_shutdown,
             ticks_left: (told_shutdown == SHUTDOWN_BOTH).then_some(SHUTDOWN_TICKS),
-            ..Self::new(State::Open, input.filter(|_| sends), output)
+            ..Self::new(State::Open, credit, input.filter(|_| sends), output)
         };
         connection.output.restore(backlog);
         if guest_shutdown & SHUTDOWN_SEND != 0 {

@@ -6,15 +6,13 @@ use std::num::Wrapping;
 
 use serde::{Deserialize, Serialize};
 
-/// The buffer of a connection for bytes from the guest that the host has not taken, bytes. Linux
-/// sends packets of up to 64 KiB: this lets it fill a pipe and have as much again under way.
-pub const BUFFER_BYTES: u32 = 256 << 10;
-/// The guest is told of free buffer, if nothing else is, after this many bytes.
-const UPDATE_AFTER: u32 = BUFFER_BYTES / 2;
+use super::caps::BUFFER_BYTES;
 
 /// Both directions' counters of one connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credit {
+    /// Bytes from the guest that may wait for the host, as the guest was told.
+    buffer: u32,
     peer_buffer: u32,
     peer_forwarded: Wrapping<u32>,
     sent: Wrapping<u32>,
@@ -24,6 +22,24 @@ pub struct Credit {
 }
 
 impl Credit {
+    /// Nothing was sent yet; `buffer` bytes from the guest may wait for the host.
+    pub fn new(buffer: u32) -> Self {
+        Self {
+            buffer,
+            peer_buffer: 0,
+            peer_forwarded: Wrapping(0),
+            sent: Wrapping(0),
+            received: Wrapping(0),
+            forwarded: Wrapping(0),
+            announced: Wrapping(0),
+        }
+    }
+
+    /// Whether there ever was such a connection.
+    pub fn is_possible(&self) -> bool {
+        BUFFER_BYTES.contains(&self.buffer) && self.waiting() <= self.buffer
+    }
+
     /// Every packet of the guest says how its buffer is.
     pub fn peer_says(&mut self, buf_alloc: u32, fwd_cnt: u32) {
         self.peer_buffer = buf_alloc;
@@ -43,7 +59,7 @@ impl Credit {
     /// The guest sent bytes; false if it had no credit for them.
     #[must_use]
     pub fn received(&mut self, bytes: u32) -> bool {
-        let fits = bytes <= BUFFER_BYTES.saturating_sub(self.waiting());
+        let fits = bytes <= self.buffer.saturating_sub(self.waiting());
         if fits {
             self.received += bytes;
         }
@@ -62,12 +78,12 @@ impl Credit {
 
     /// The guest may run out of credit unless it is told of what was forwarded.
     pub fn needs_update(&self) -> bool {
-        (self.forwarded - self.announced).0 >= UPDATE_AFTER
+        (self.forwarded - self.announced).0 >= self.buffer / 2
     }
 
     /// `buf_alloc` and `fwd_cnt` for a packet to the guest.
     pub fn says(&self) -> (u32, u32) {
-        (BUFFER_BYTES, self.forwarded.0)
+        (self.buffer, self.forwarded.0)
     }
 
     /// A packet with [`Credit::says`] was sent.
@@ -82,16 +98,18 @@ mod tests {
 
     use super::*;
 
+    const BUFFER: u32 = 256 << 10;
+
     #[test]
     fn a_guest_that_claims_to_have_forwarded_more_than_it_got_gets_nothing() {
-        let mut credit = Credit::default();
+        let mut credit = Credit::new(BUFFER);
         credit.peer_says(1000, 10);
         assert_eq!(credit.to_send(), 0);
     }
 
     #[test]
     fn a_shrunk_peer_buffer_leaves_no_credit() {
-        let mut credit = Credit::default();
+        let mut credit = Credit::new(BUFFER);
         credit.peer_says(1000, 0);
         credit.sent(800);
         assert_eq!(credit.to_send(), 200);
@@ -107,30 +125,31 @@ mod tests {
         #[test]
         fn credit_is_neither_lost_nor_invented(
             start: u32,
+            buffer in BUFFER_BYTES,
             steps in proptest::collection::vec((0u32..100_000, 0usize..100_000), 1..60),
         ) {
             let wrap = Wrapping(start);
             let mut credit =
-                Credit { received: wrap, forwarded: wrap, announced: wrap, ..Credit::default() };
+                Credit { received: wrap, forwarded: wrap, announced: wrap, ..Credit::new(buffer) };
             let (mut waiting, mut unannounced) = (0u32, 0u32);
             for (send, forward) in steps {
                 // What the guest believes to be free.
-                let free = BUFFER_BYTES - waiting - unannounced;
+                let free = buffer - waiting - unannounced;
                 let send = send.min(free);
                 prop_assert!(credit.received(send));
                 waiting += send;
-                prop_assert!(!credit.clone().received(BUFFER_BYTES - waiting + 1));
+                prop_assert!(!credit.clone().received(buffer - waiting + 1));
                 let forward = (forward as u32).min(waiting);
                 credit.forwarded(forward as usize);
                 waiting -= forward;
                 unannounced += forward;
                 if credit.needs_update() {
-                    prop_assert_eq!(credit.says().0, BUFFER_BYTES);
+                    prop_assert_eq!(credit.says().0, buffer);
                     credit.announced();
                     unannounced = 0;
                 }
                 // Once the host has taken all, the guest can always go on.
-                prop_assert!(waiting > 0 || BUFFER_BYTES - unannounced > 0);
+                prop_assert!(waiting > 0 || buffer - unannounced > 0);
             }
         }
     }

@@ -15,6 +15,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::caps::Caps;
 use super::host_port::HostEnd;
 use super::muxer::Muxer;
 use super::packet::Header;
@@ -50,6 +51,8 @@ const DATA_CONNECTIONS: u32 = 16;
 pub struct VsockConfig {
     /// The guest's context ID, 3 or more.
     pub guest_cid: u32,
+    /// What the guest's connections may come to.
+    pub caps: Caps,
     /// Where host programs connect to reach the guest; listens already. It is made non-blocking.
     pub listener: UnixListener,
     /// The guest's connections to host port `P` go to the socket `<path>_P`.
@@ -83,7 +86,7 @@ impl Vsock {
     /// A device that nobody uses yet. Fails if an eventfd cannot be made.
     pub fn new(config: VsockConfig) -> io::Result<Self> {
         config.listener.set_nonblocking(true)?;
-        let VsockConfig { guest_cid, path, host_ports, on_first_output, .. } = config;
+        let VsockConfig { guest_cid, caps, path, host_ports, on_first_output, .. } = config;
         let cid = guest_cid.into();
         Ok(Self {
             guest_cid,
@@ -93,7 +96,7 @@ impl Vsock {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             timer: None,
             ticking: false,
-            muxer: Muxer::new(cid, path, host_ports, on_first_output, DATA_CONNECTIONS),
+            muxer: Muxer::new(cid, caps, path, host_ports, on_first_output, DATA_CONNECTIONS),
             limiter: RateLimiter::default(),
             active: None,
         })

@@ -1,6 +1,6 @@
 //! virtio-vsock: stream sockets between guest and host (virtio 1.3, section 5.10).
 //!
-//! Split by reason to change: [`packet`] is the wire format, [`credit`] the flow control,
+//! Split by reason to change: [`packet`] is the wire format, [`credit`] the flow control, [`caps`] bounds,
 //! [`connection`] the state machine of one stream with its [`output`] to the host, [`muxer`] all
 //! of them, [`rx`] the guest's receive buffers, [`unix`] the convention for host programs,
 //! [`host_port`] the ports that the VMM answers itself, [`device`] queues and events, [`saved`] what a
@@ -11,6 +11,7 @@
 //! the guest has no buffers for stays in the host's descriptor.
 
 mod backlog;
+pub mod caps;
 mod connection;
 mod credit;
 mod device;

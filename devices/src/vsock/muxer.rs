@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use event_manager::{EventOps, EventSet};
 
+use super::caps::{self, Caps};
 use super::connection::{Connection, Served};
 use super::host_port::{HostEnd, HostPorts, Port};
 use super::output::Output;
@@ -18,9 +19,6 @@ use crate::host_stream::{Direction, HostStream};
 use crate::virtio::RestoreError;
 use crate::virtio::buffers::Buffers;
 
-/// Connections at a time. Each holds up to two descriptors and its buffer of credit, so that a
-/// guest can make its VMM hold no more than 512 descriptors and 64 MiB.
-pub const CONNECTIONS_MAX: usize = 256;
 /// Answers to packets that belong to no connection, waiting for receive buffers. Beyond it the
 /// guest's packets wait in their queue.
 const REPLIES_MAX: usize = 64;
@@ -30,6 +28,7 @@ const CLIENT_PORTS: std::ops::Range<u32> = 1 << 30..1 << 31;
 /// All connections of a guest.
 pub struct Muxer {
     guest_cid: u64,
+    caps: Caps,
     path: PathBuf,
     ports: HostPorts,
     on_first_output: Option<Box<dyn FnMut() + Send>>,
@@ -61,6 +60,7 @@ impl Muxer {
     /// No connections. `first_data` is the first event data for their descriptors.
     pub fn new(
         guest_cid: u64,
+        caps: Caps,
         path: PathBuf,
         ports: Vec<(u32, HostEnd)>,
         on_first_output: Option<Box<dyn FnMut() + Send>>,
@@ -68,6 +68,7 @@ impl Muxer {
     ) -> Self {
         Self {
             guest_cid,
+            caps,
             path,
             ports: HostPorts::new(ports),
             on_first_output,
@@ -85,7 +86,7 @@ impl Muxer {
 
     /// There is room for one more connection.
     pub fn has_room(&self) -> bool {
-        self.slots.len() < CONNECTIONS_MAX || self.slots.iter().any(Slot::is_free)
+        self.slots.len() < self.caps.connections as usize || self.slots.iter().any(Slot::is_free)
     }
 
     /// There is room for the answer to one more packet.
@@ -117,9 +118,8 @@ impl Muxer {
     /// [`Muxer::adopt`] as soon as the event loop is at hand.
     pub fn restore(&mut self, state: VsockState) -> Result<(), RestoreError> {
         let foreign = RestoreError::Device { device: "vsock" };
-        if !CLIENT_PORTS.contains(&state.next_client_port)
-            || state.connections.len() > CONNECTIONS_MAX + REPLIES_MAX
-        {
+        let most = *caps::CONNECTIONS.end() as usize + REPLIES_MAX;
+        if !CLIENT_PORTS.contains(&state.next_client_port) || state.connections.len() > most {
             return Err(foreign);
         }
         self.next_client_port = state.next_client_port;
@@ -183,7 +183,9 @@ impl Muxer {
     fn request(&mut self, header: &Header, ops: &mut EventOps) {
         match self.host_end(header.dst_port) {
             Ok((input, output)) => {
-                let slot = self.insert(Connection::requested_by_guest(header, input, output), ops);
+                let buffer = self.caps.buffer_bytes;
+                let connection = Connection::requested_by_guest(header, buffer, input, output);
+                let slot = self.insert(connection, ops);
                 self.by_key.insert(header.key(), slot);
                 self.settle(slot, ops);
             }
@@ -206,7 +208,8 @@ impl Muxer {
     /// A Unix client has connected. There must be [room](Muxer::has_room).
     pub fn client(&mut self, socket: UnixStream, ops: &mut EventOps) {
         let Ok((read, write)) = HostStream::pair(socket) else { return };
-        let connection = Connection::requested_by_client(read, Output::to_client(write));
+        let (buffer, output) = (self.caps.buffer_bytes, Output::to_client(write));
+        let connection = Connection::requested_by_client(buffer, read, output);
         let slot = self.insert(connection, ops);
         self.greeting(slot, ops);
     }

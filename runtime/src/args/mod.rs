@@ -128,7 +128,7 @@ pub struct RunArgs {
     /// The container's users are these of the host: root is HOST, the others follow [default: the same]
     #[arg(long, value_name = "HOST[:COUNT]")]
     pub idmap: Option<String>,
-    /// Limit what the guest asks of a device in a second, e.g. fs-bytes=100m or net-tx-ops=1000:5000
+    /// Limit what the guest asks of a device in a second, e.g. fs-bytes=100m or net-tx-ops=1000:5000; or its vsock-connections and the vsock-buffer of each
     #[arg(long, value_name = "NAME=RATE[:BURST]")]
     pub limit: Vec<String>,
     /// The container's network: that of a network namespace, which it takes over, or none

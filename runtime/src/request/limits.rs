@@ -1,5 +1,5 @@
-//! Limits as they are typed and as profiles hold them: NAME=RATE[:BURST], each a number, or one of k,
-//! m or g; a second's worth is the burst if none is given.
+//! Limits as they are typed and as profiles hold them: NAME=RATE[:BURST] or NAME=MAX, each a number, or
+//! one of k, m or g; a second's worth is the burst if none is given.
 
 use std::num::NonZeroU64;
 
@@ -8,14 +8,17 @@ use bulkhead_vmm::spec::{Limits, Rate};
 /// Why a text is no limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
-    #[error("{0}: give NAME=RATE or NAME=RATE:BURST, e.g. fs-bytes=100m")]
+    #[error(
+        "{0}: give NAME=RATE, NAME=RATE:BURST or NAME=MAX, e.g. fs-bytes=100m or vsock-buffer=64k"
+    )]
     Syntax(String),
     #[error("{0:?}: there are {names}", names = NAMES.join(", "))]
     Name(String),
 }
 
-/// Bytes, and requests, packets or frames.
-const NAMES: [&str; 11] = [
+/// Bytes, and requests, packets or frames, in a second; vsock connections, and bytes of the buffer of
+/// each.
+const NAMES: [&str; 13] = [
     "fs-bytes",
     "fs-ops",
     "vsock-bytes",
@@ -27,7 +30,15 @@ const NAMES: [&str; 11] = [
     "net-tx-bytes",
     "net-tx-ops",
     "console-bytes",
+    "vsock-connections",
+    "vsock-buffer",
 ];
+
+/// Where a limit is.
+enum Place<'l> {
+    Rate(&'l mut Option<Rate>),
+    Max(&'l mut Option<u32>),
+}
 
 /// The limits that `texts` name, the last of a name.
 pub fn of(texts: &[String]) -> Result<Limits, LimitError> {
@@ -36,35 +47,51 @@ pub fn of(texts: &[String]) -> Result<Limits, LimitError> {
         let syntax = || LimitError::Syntax(text.clone());
         let (name, given) = text.split_once('=').ok_or_else(syntax)?;
         let place = place(&mut limits, name).ok_or_else(|| LimitError::Name(name.to_owned()))?;
-        *place = Some(rate(given).ok_or_else(syntax)?);
+        match place {
+            Place::Rate(place) => *place = Some(rate(given).ok_or_else(syntax)?),
+            Place::Max(place) => *place = Some(max(given).ok_or_else(syntax)?),
+        }
     }
     Ok(limits)
 }
 
 /// `asked`, and `usual` where nothing was asked for.
 pub fn or(asked: Limits, usual: Limits) -> Limits {
-    each(asked, usual, Option::or)
+    each(asked, usual, Option::or, Option::or)
 }
 
 /// The lower of both.
 pub fn lower(one: Limits, other: Limits) -> Limits {
-    each(one, other, |one, other| one.into_iter().chain(other).min_by_key(|rate| rate.per_second))
+    each(
+        one,
+        other,
+        |one, other| one.into_iter().chain(other).min_by_key(|rate| rate.per_second),
+        |one, other| one.into_iter().chain(other).min(),
+    )
 }
 
 fn each(
     mut one: Limits,
     mut other: Limits,
-    choose: fn(Option<Rate>, Option<Rate>) -> Option<Rate>,
+    rate: fn(Option<Rate>, Option<Rate>) -> Option<Rate>,
+    max: fn(Option<u32>, Option<u32>) -> Option<u32>,
 ) -> Limits {
     for name in NAMES {
-        if let (Some(one), Some(other)) = (place(&mut one, name), place(&mut other, name)) {
-            *one = choose(*one, *other);
+        match (place(&mut one, name), place(&mut other, name)) {
+            (Some(Place::Rate(one)), Some(Place::Rate(other))) => *one = rate(*one, *other),
+            (Some(Place::Max(one)), Some(Place::Max(other))) => *one = max(*one, *other),
+            _ => {}
         }
     }
     one
 }
 
-fn place<'l>(limits: &'l mut Limits, name: &str) -> Option<&'l mut Option<Rate>> {
+fn place<'l>(limits: &'l mut Limits, name: &str) -> Option<Place<'l>> {
+    match name {
+        "vsock-connections" => return Some(Place::Max(&mut limits.vsock_connections)),
+        "vsock-buffer" => return Some(Place::Max(&mut limits.vsock_buffer)),
+        _ => {}
+    }
     let (device, what) = name.rsplit_once('-')?;
     let device = match device {
         "fs" => &mut limits.fs,
@@ -72,14 +99,18 @@ fn place<'l>(limits: &'l mut Limits, name: &str) -> Option<&'l mut Option<Rate>>
         "rng" => &mut limits.rng,
         "net-rx" => &mut limits.net_rx,
         "net-tx" => &mut limits.net_tx,
-        "console" => return (what == "bytes").then_some(&mut limits.console),
+        "console" => return (what == "bytes").then_some(Place::Rate(&mut limits.console)),
         _ => return None,
     };
     match what {
-        "bytes" => Some(&mut device.bytes),
-        "ops" => Some(&mut device.operations),
+        "bytes" => Some(Place::Rate(&mut device.bytes)),
+        "ops" => Some(Place::Rate(&mut device.operations)),
         _ => None,
     }
+}
+
+fn max(text: &str) -> Option<u32> {
+    u32::try_from(number(text)?.get()).ok()
 }
 
 fn rate(text: &str) -> Option<Rate> {
@@ -113,9 +144,13 @@ mod tests {
     fn every_name_has_a_place_of_its_own() {
         let texts = (1..).zip(NAMES).map(|(n, name)| format!("{name}={n}")).collect::<Vec<_>>();
         let json = serde_json::to_string(&of(&texts).unwrap()).unwrap();
-        for n in 1..=NAMES.len() {
-            let rate = format!("{{\"per_second\":{n},\"burst\":{n}}}");
-            assert_eq!(json.matches(&rate).count(), 1, "{rate} in {json}");
+        for (n, name) in (1..).zip(NAMES) {
+            let value = match name {
+                "vsock-connections" => format!("\"vsock_connections\":{n},"),
+                "vsock-buffer" => format!("\"vsock_buffer\":{n},"),
+                _ => format!("{{\"per_second\":{n},\"burst\":{n}}}"),
+            };
+            assert_eq!(json.matches(&value).count(), 1, "{value} in {json}");
         }
     }
 
@@ -128,6 +163,7 @@ mod tests {
         let limits = of(&["fs-ops=1".into(), "fs-ops=2k:3M".into()]).unwrap();
         assert_eq!(limits.fs.operations, rate(2048, 3 << 20));
         assert_eq!(one("console-bytes=10").unwrap().console, rate(10, 10));
+        assert_eq!(one("vsock-buffer=64k").unwrap().vsock_buffer, Some(64 << 10));
     }
 
     #[test]
@@ -140,6 +176,8 @@ mod tests {
             let text = format!("fs-ops={rate}");
             assert_eq!(one(&text), Err(LimitError::Syntax(text)));
         }
-        assert_eq!(one("fs-ops"), Err(LimitError::Syntax("fs-ops".to_owned())));
+        for text in ["fs-ops", "vsock-buffer=", "vsock-buffer=4g", "vsock-connections=9:9"] {
+            assert_eq!(one(text), Err(LimitError::Syntax(text.to_owned())));
+        }
     }
 }

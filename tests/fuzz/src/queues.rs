@@ -9,6 +9,7 @@ use bulkhead_devices::net::{Net, NetConfig, Tap};
 use bulkhead_devices::rng::Rng;
 use bulkhead_devices::testing::{Driver, FREE_MEMORY, raw_descriptor};
 use bulkhead_devices::virtio::VirtioDevice;
+use bulkhead_devices::vsock::caps::Caps;
 use bulkhead_devices::vsock::{HostEnd, Vsock, VsockConfig};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use vm_memory::{Bytes, GuestAddress};
@@ -140,6 +141,7 @@ pub fn vsock_at(path: &std::path::Path) -> Box<Vsock> {
     let null = std::fs::File::open("/dev/null").unwrap().into();
     let config = VsockConfig {
         guest_cid: crate::vsock::CID as u32,
+        caps: Caps::default(),
         listener: UnixListener::bind(path).unwrap(),
         path: path.to_owned(),
         ready,

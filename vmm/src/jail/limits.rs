@@ -7,11 +7,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::Builder;
 use crate::spec::VmSpec;
 
-/// Two for each of the 256 vsock connections, one for each vCPU and its statistics, a dozen for
-/// each device; the rest is room.
-const VMM_FILES_MAX: u64 = 1024;
-/// Heap and thread stacks beyond guest memory: every vsock connection holds up to 256 KiB.
-const VMM_DATA_BASE: u64 = 512 << 20;
+/// One for each vCPU and its statistics, a dozen for each device; the rest is room. vsock connections
+/// have two each beside these.
+const VMM_FILES_BASE: u64 = 512;
+/// Heap and thread stacks beyond guest memory and the buffers of vsock connections.
+const VMM_DATA_BASE: u64 = 256 << 20;
 const VMM_DATA_PER_THREAD: u64 = 8 << 20;
 /// Threads besides vCPUs.
 const VMM_THREADS: u64 = 8;
@@ -22,8 +22,10 @@ const WORKER_DATA_MAX: u64 = 1 << 30;
 pub fn of_vmm(spec: &VmSpec, builder: Builder) -> io::Result<()> {
     let threads = u64::from(spec.vcpus) + VMM_THREADS;
     let guest = u64::from(spec.memory_mib) << 20;
-    lower(Resource::Data, guest + VMM_DATA_BASE + threads * VMM_DATA_PER_THREAD)?;
-    lower(Resource::Nofile, VMM_FILES_MAX)?;
+    let vsock = spec.limits.vsock_caps();
+    let own = VMM_DATA_BASE + threads * VMM_DATA_PER_THREAD;
+    lower(Resource::Data, guest + vsock.memory_max() + own)?;
+    lower(Resource::Nofile, VMM_FILES_BASE + 2 * u64::from(vsock.connections))?;
     if builder.has_own_user() {
         // The threads of a user are counted, and this one will be no one else's.
         lower(Resource::Nproc, threads)?;

@@ -5,8 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::guest::*;
-use crate::vsock::credit::BUFFER_BYTES;
-use crate::vsock::muxer::CONNECTIONS_MAX;
+use crate::vsock::caps::Caps;
 use crate::vsock::packet::{Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 fn guest() -> Guest {
@@ -169,11 +168,13 @@ fn a_full_backlog_is_a_refusal_and_not_a_wait() {
 
 #[test]
 fn there_is_a_most_of_connections_and_then_room_again() {
-    let mut guest = guest();
+    let caps = Caps { connections: 20, ..Caps::default() };
+    let mut guest = Guest::new(Ends { caps, ..Ends::default() });
+    guest.get_ready();
     let listener = UnixListener::bind(guest.path.with_file_name("vm_5000")).unwrap();
     rustix::net::listen(&listener, 1000).unwrap();
     let mut keys = Vec::new();
-    for port in 0..CONNECTIONS_MAX as u32 {
+    for port in 0..caps.connections {
         keys.push(guest.connect(port, 5000));
     }
     guest.send(Key { guest_port: 9999, host_port: 5000 }, Op::Request, 0);
@@ -219,7 +220,7 @@ fn much_data_arrives_intact_both_ways() {
     });
     let (mut sent, mut got, mut forwarded) = (0, 0, 0);
     while got < BYTES {
-        let credit = BUFFER_BYTES as usize - (sent - forwarded);
+        let credit = BUFFER as usize - (sent - forwarded);
         let len = credit.min(64 << 10).min(BYTES - sent);
         if len > 0 {
             let data: Vec<u8> = (sent..sent + len).map(pattern).collect();

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::rate_limiter::RateLimits;
 use crate::testing::Driver;
 use crate::virtio::RestoreError;
+use crate::vsock::caps::Caps;
 use crate::vsock::packet::{HOST_CID, Header, Key, Op, TYPE_STREAM};
 use crate::vsock::{HostEnd, Vsock, VsockConfig};
 
@@ -21,6 +22,9 @@ pub const CID: u64 = 7;
 pub const RX_BYTES: u32 = 3776;
 /// Linux's default buffer for a connection.
 pub const GUEST_BUFFER: u32 = 256 << 10;
+
+/// The device's, unless told otherwise.
+pub const BUFFER: u32 = 256 << 10;
 
 /// The host ports of [`Guest::new`].
 pub const STDIN: u32 = 10;
@@ -71,6 +75,7 @@ pub struct Ends {
     pub stdout: Option<OwnedFd>,
     pub terminal: Option<(OwnedFd, OwnedFd)>,
     pub limits: RateLimits,
+    pub caps: Caps,
 }
 
 impl Guest {
@@ -117,7 +122,7 @@ impl Guest {
     }
 
     fn device(ends: Ends, path: &Path, ready: &EventFd, told: &Arc<Told>) -> Vsock {
-        let limits = ends.limits;
+        let (limits, caps) = (ends.limits, ends.caps);
         let (message, output) = (told.clone(), told.clone());
         let exit = HostEnd::Message {
             len: EXIT_BYTES,
@@ -131,6 +136,7 @@ impl Guest {
         host_ports.extend(terminal.map(|end| (TERMINAL, end)));
         Vsock::new(VsockConfig {
             guest_cid: CID as u32,
+            caps,
             listener: UnixListener::bind(path).unwrap(),
             path: path.to_owned(),
             ready: ready.try_clone().unwrap(),

@@ -5,7 +5,6 @@ use std::io::{self, Read, Seek, Write};
 use std::sync::atomic::Ordering;
 
 use super::guest::*;
-use crate::vsock::credit::BUFFER_BYTES;
 use crate::vsock::packet::{Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 fn stdin(reader: impl Into<std::os::fd::OwnedFd>) -> Guest {
@@ -20,7 +19,7 @@ fn stdout(writer: impl Into<std::os::fd::OwnedFd>) -> Guest {
 fn fill_pipe(guest: &mut Guest, key: Key) -> usize {
     let mut sent = 0;
     // A pipe holds 64 KiB; the rest is the device's buffer.
-    while sent < (64 << 10) + BUFFER_BYTES as usize {
+    while sent < (64 << 10) + BUFFER as usize {
         guest.send_data(key, &[&[sent as u8; 1 << 10]]);
         guest.driver.run();
         sent += 1 << 10;
@@ -201,7 +200,7 @@ fn a_slow_reader_gets_everything_and_credit_follows() {
     }
     assert!(got.iter().enumerate().all(|(i, byte)| *byte == (i / 1024 * 1024) as u8));
     let update = guest.last_of(Op::CreditUpdate);
-    assert!(update.header.fwd_cnt as usize >= sent - BUFFER_BYTES as usize / 2);
+    assert!(update.header.fwd_cnt as usize >= sent - BUFFER as usize / 2);
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::io::{self, Read, Write};
 
 use proptest::prelude::*;
 
-use super::guest::{Ends, Guest, STDIN, STDOUT};
+use super::guest::{BUFFER, Ends, Guest, STDIN, STDOUT};
 use crate::virtio::VirtioDevice;
-use crate::vsock::credit::{BUFFER_BYTES, Credit};
+use crate::vsock::credit::Credit;
 use crate::vsock::packet::{Key, Op, SHUTDOWN_SEND};
 use crate::vsock::saved::{ConnectionState, JoinedState, VsockState};
 
@@ -23,7 +23,7 @@ fn streams_go_on_and_what_waited_comes_first() {
     assert_eq!(guest.next().data, b"before");
     // Nobody reads: a pipe's worth, and then all the credit there is.
     let mut sent = 0u32;
-    while sent < (64 << 10) + BUFFER_BYTES {
+    while sent < (64 << 10) + BUFFER {
         guest.send_data(output, &[&[(sent >> 10) as u8; 1024]]);
         guest.driver.run();
         sent += 1024;
@@ -34,15 +34,15 @@ fn streams_go_on_and_what_waited_comes_first() {
     let (stdin, mut keyboard) = io::pipe().unwrap();
     let ends = Ends { stdout: Some(writer.into()), stdin: Some(stdin.into()), ..Ends::default() };
     guest.restore(ends).unwrap();
-    let mut got = vec![0; BUFFER_BYTES as usize];
+    let mut got = vec![0; BUFFER as usize];
     let mut read = 0;
     while read < got.len() {
         read += reader.read(&mut got[read..]).unwrap();
         guest.driver.run();
     }
-    let expected = (64..64 + BUFFER_BYTES / 1024).flat_map(|kib| [kib as u8; 1024]);
+    let expected = (64..64 + BUFFER / 1024).flat_map(|kib| [kib as u8; 1024]);
     assert!(got.iter().copied().eq(expected), "the backlog, once and in order");
-    assert!(guest.last_of(Op::CreditUpdate).header.fwd_cnt >= sent - BUFFER_BYTES / 2);
+    assert!(guest.last_of(Op::CreditUpdate).header.fwd_cnt >= sent - BUFFER / 2);
     guest.send_data(output, &[b"after"]);
     guest.driver.run();
     reader.read_exact(&mut got[..5]).unwrap();
@@ -80,7 +80,7 @@ fn other_connections_are_reset_and_their_ports_not_used_again() {
 }
 
 fn joined(waiting: u32, backlog: usize, flags: u32) -> VsockState {
-    let mut credit = Credit::default();
+    let mut credit = Credit::new(BUFFER);
     let _ = credit.received(waiting);
     let joined = JoinedState {
         credit,
@@ -106,7 +106,7 @@ fn states_that_never_were_are_refused() {
     assert!(refused(&joined(5, 5, 4)), "a direction that is none");
     assert!(refused(&VsockState { next_client_port: 0, ..joined(0, 0, 0) }));
     let mut many = joined(0, 0, 0);
-    many.connections = (0..1000)
+    many.connections = (0..2000)
         .map(|guest_port| ConnectionState { key: Key { guest_port, host_port: 1 }, joined: None })
         .collect();
     assert!(refused(&many));

@@ -19,6 +19,7 @@ pub const ATTACKS: &[Attack] = &[
     ("flood_of_large_frames", flood_of_large_frames),
     ("flood_of_received_frames", flood_of_received_frames),
     ("flood_of_console_bytes", flood_of_console_bytes),
+    ("flood_of_connections", flood_of_connections),
 ];
 
 /// Room for a request, and for a reply.
@@ -183,6 +184,41 @@ fn flood_of_received_frames() {
         let (_, to) = places(slot);
         rx.describe(2 * slot, to, 2048, WRITE, 0);
     });
+}
+
+/// Connections to a host program that reads nothing, each sent what its credit is worth and, in the
+/// end, more. Tells how many there were at once, and the bytes they took.
+fn flood_of_connections() {
+    const LEN: u32 = 4096;
+    let mut guest = vsock::Guest::start();
+    let mut open = 0;
+    for port in 0..64 {
+        guest.send(vsock::REQUEST, port, vsock::PROGRAM, &[]);
+        open += u64::from(guest.receive() == Some((vsock::RESPONSE, vsock::PROGRAM)));
+    }
+    print_count("open ", open);
+    let mut sent = 0;
+    for port in 0..open as u32 {
+        let mut here = 0u32;
+        loop {
+            guest.send(vsock::CREDIT_REQUEST, port, vsock::PROGRAM, &[]);
+            guest.receive();
+            let (buffer, forwarded) = guest.credit;
+            if here - forwarded + LEN > buffer {
+                break;
+            }
+            guest.send(vsock::RW, port, vsock::PROGRAM, &[b'v'; LEN as usize]);
+            here += LEN;
+        }
+        sent += u64::from(here);
+    }
+    print_count("sent ", sent);
+    for port in 0..open as u32 {
+        guest.send(vsock::RW, port, vsock::PROGRAM, &[b'v'; LEN as usize]);
+        if guest.receive() != Some((vsock::RST, vsock::PROGRAM)) {
+            fail("more than there is credit for is taken");
+        }
+    }
 }
 
 /// A line that is much longer than what the console lets through; what is said afterwards is heard.

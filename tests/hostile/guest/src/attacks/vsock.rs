@@ -14,17 +14,19 @@ const RX_COUNT: u16 = 32;
 const OUR_CID: u64 = 3;
 const HOST_CID: u64 = 2;
 pub const REQUEST: u16 = 1;
-const RESPONSE: u16 = 2;
-const RST: u16 = 3;
+pub const RESPONSE: u16 = 2;
+pub const RST: u16 = 3;
 const SHUTDOWN: u16 = 4;
 pub const RW: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
-const CREDIT_REQUEST: u16 = 7;
+pub const CREDIT_REQUEST: u16 = 7;
 
 /// agent/protocol's host ports.
 const STDIN: u32 = 10;
 pub const STDOUT: u32 = 11;
 const STDERR: u32 = 12;
+/// A program of the host's, which limits.rs has listen.
+pub const PROGRAM: u32 = 5000;
 const EXIT: u32 = 14;
 
 pub const ATTACKS: &[Attack] = &[
@@ -66,6 +68,8 @@ pub struct Guest {
     seen: u16,
     /// Op and source port of the last of them.
     last: Option<(u16, u32)>,
+    /// buf_alloc and fwd_cnt of the last of them.
+    pub credit: (u32, u32),
 }
 
 impl Guest {
@@ -100,6 +104,7 @@ impl Guest {
             flags: 0,
             seen: 0,
             last: None,
+            credit: (0, 0),
         }
     }
 
@@ -151,6 +156,7 @@ impl Guest {
             let head: u32 = get(self.rx.used + 4 + 8 * slot);
             let at = RX_BUFFERS + u64::from(head) * u64::from(RX_LEN);
             self.last = Some((get(at + 30), get(at + 16)));
+            self.credit = (get(at + 36), get(at + 40));
             self.rx.offer(head as u16);
             self.seen = self.seen.wrapping_add(1);
         }
@@ -158,7 +164,7 @@ impl Guest {
     }
 
     /// The last packet's op and source port.
-    fn receive(&mut self) -> Option<(u16, u32)> {
+    pub fn receive(&mut self) -> Option<(u16, u32)> {
         wait(|| {
             self.recycle();
             self.last.is_some()
