@@ -39,7 +39,6 @@ mod vmm;
 use std::process::ExitCode;
 
 use bulkhead_vmm::timeline::now_ns;
-use clap::Parser;
 
 use crate::args::oci::Global;
 use crate::args::{Args, Command};

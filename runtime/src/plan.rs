@@ -172,7 +172,6 @@ mod tests {
     use super::*;
     use crate::args::{Args, Command};
     use crate::facts::ImageFacts;
-    use clap::Parser;
     use rustix::termios::Winsize;
 
     fn request(options: &[&str]) -> Request {

@@ -3,20 +3,53 @@
 pub mod oci;
 mod verbs;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args as _, FromArgMatches};
 
 use self::verbs::verbs;
 
-/// Containers in Linux kernels of their own.
-#[derive(Debug, Parser)]
-#[command(name = "bulkhead", version, disable_help_subcommand = true)]
+/// A command line.
+#[derive(Debug)]
 pub struct Args {
-    #[command(flatten)]
     pub global: oci::Global,
-    #[command(subcommand)]
     pub command: Command,
+}
+
+impl Args {
+    /// Reads this process's.
+    pub fn try_parse() -> Result<Self, clap::Error> {
+        Self::try_parse_from(std::env::args_os())
+    }
+
+    /// Reads what was typed, the program's name first.
+    pub fn try_parse_from<Word: Into<OsString>>(
+        typed: impl IntoIterator<Item = Word>,
+    ) -> Result<Self, clap::Error> {
+        let typed: Vec<OsString> = typed.into_iter().map(Into::into).collect();
+        let is_typed = |verb: &str| typed.iter().any(|word| word == verb);
+        // Help, and what is said of a mistake, are of all verbs.
+        Self::read(&typed, is_typed).or_else(|_| Self::read(&typed, |_| true))
+    }
+
+    fn read(typed: &[OsString], wanted: impl Fn(&str) -> bool) -> Result<Self, clap::Error> {
+        let mut known = known(wanted);
+        let mut typed = known.try_get_matches_from_mut(typed)?;
+        let global = oci::Global::from_arg_matches_mut(&mut typed);
+        global
+            .and_then(|global| Ok(Self { global, command: Command::take(&mut typed)? }))
+            .map_err(|error| error.format(&mut known))
+    }
+}
+
+/// What may be typed, with the verbs that are `wanted`.
+fn known(wanted: impl Fn(&str) -> bool) -> clap::Command {
+    let bulkhead = clap::Command::new("bulkhead").version(env!("CARGO_PKG_VERSION"));
+    let bulkhead = oci::Global::augment_args(bulkhead)
+        .about("Containers in Linux kernels of their own")
+        .disable_help_subcommand(true);
+    Command::add_to(bulkhead, wanted)
 }
 
 verbs! {
@@ -262,11 +295,10 @@ pub fn sentence(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
+        known(|_| true).debug_assert();
     }
 
     #[test]
@@ -287,6 +319,22 @@ mod tests {
         assert_eq!((&*run.memory, &*run.volume), ("512m", &["a:/b".to_owned()][..]));
         assert_eq!(run.command, ["-odd", "-x"]);
         assert!(Args::try_parse_from(["bulkhead", "run", "--rootfs=/r", "-q", "x"]).is_err());
+    }
+
+    #[test]
+    fn a_verb_s_name_may_stand_elsewhere() {
+        let args = Args::try_parse_from(["bulkhead", "--root", "kill", "state", "run"]).unwrap();
+        let Command::State(state) = args.command else { panic!("not state") };
+        assert_eq!((args.global.root, &*state.id), (Some("kill".into()), "run"));
+    }
+
+    #[test]
+    fn help_and_mistakes_are_told_of_all_verbs() {
+        let said = |typed: &[&str]| Args::try_parse_from(typed).unwrap_err().to_string();
+        for typed in [&["bulkhead", "--help"][..], &["bulkhead", "--help", "run"], &["bulkhead"]] {
+            assert!(said(typed).contains("delete "), "{typed:?}");
+        }
+        assert!(said(&["bulkhead", "delet", "run"]).contains("'delete'"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Verbs whose options are set up only when they are typed: clap's derive sets up those of all verbs
-//! for each call, which is most of what a short call does.
+//! Verbs that clap is told of only as far as they are typed, and their options with them: to set up all of
+//! them for each call would be most of what a short call does.
 
 /// Declares the enum of verbs: for each its help, its arguments, and its name.
 macro_rules! verbs {
@@ -9,44 +9,31 @@ macro_rules! verbs {
             $(#[doc = $about] $verb($args),)*
         }
 
-        impl clap::Subcommand for Command {
-            fn augment_subcommands(all: clap::Command) -> clap::Command {
-                let all = all.subcommand_required(true).arg_required_else_help(true);
-                $(
+        impl Command {
+            /// Tells `all` of the verbs that are `wanted`.
+            fn add_to(all: clap::Command, wanted: impl Fn(&str) -> bool) -> clap::Command {
+                let mut all = all.subcommand_required(true).arg_required_else_help(true);
+                $(if wanted($name) {
                     // Its arguments' own description would take the place of its help.
                     let verb = clap::Command::new($name).about($about.trim()).defer(|verb| {
                         <$args as clap::Args>::augment_args(verb).about($about.trim())
                     });
-                    let all = all.subcommand(verb);
-                )*
+                    all = all.subcommand(verb);
+                })*
                 all
             }
 
-            fn augment_subcommands_for_update(all: clap::Command) -> clap::Command {
-                Self::augment_subcommands(all)
-            }
-
-            fn has_subcommand(name: &str) -> bool {
-                [$($name),*].contains(&name)
-            }
-        }
-
-        impl clap::FromArgMatches for Command {
-            fn from_arg_matches(typed: &clap::ArgMatches) -> Result<Self, clap::Error> {
-                match typed.subcommand() {
-                    $(Some(($name, typed)) => {
-                        Ok(Self::$verb(<$args as clap::FromArgMatches>::from_arg_matches(typed)?))
+            /// Takes the verb and its arguments out of what was typed.
+            fn take(typed: &mut clap::ArgMatches) -> Result<Self, clap::Error> {
+                let missing = || clap::Error::new(clap::error::ErrorKind::MissingSubcommand);
+                let (name, mut typed) = typed.remove_subcommand().ok_or_else(missing)?;
+                match name.as_str() {
+                    $($name => {
+                        let args = <$args as clap::FromArgMatches>::from_arg_matches_mut(&mut typed);
+                        Ok(Self::$verb(args?))
                     })*
-                    _ => Err(clap::Error::new(clap::error::ErrorKind::MissingSubcommand)),
+                    _ => Err(missing()),
                 }
-            }
-
-            fn update_from_arg_matches(
-                &mut self,
-                typed: &clap::ArgMatches,
-            ) -> Result<(), clap::Error> {
-                *self = Self::from_arg_matches(typed)?;
-                Ok(())
             }
         }
     };

@@ -82,7 +82,6 @@ fn from_options(args: &UpdateArgs) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser as _;
 
     #[test]
     fn options_become_resources() {

@@ -215,7 +215,6 @@ pub fn network(text: &str) -> Result<Option<PathBuf>, RequestError> {
 mod tests {
     use super::*;
     use crate::args::{Args, Command};
-    use clap::Parser;
 
     fn request(options: &[&str]) -> Result<Request, String> {
         let typed = ["bulkhead", "run", "--rootfs", "/r"].iter().chain(options).chain(&["true"]);
