@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 /// More than the few system calls of [`child`] take.
-const STACK_LEN: usize = 64 << 10;
+const STACK_LEN: usize = 16 << 10;
 /// What shells say of a program that cannot be executed.
 const NOT_EXECUTED: c_int = 127;
 
