@@ -21,7 +21,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use bulkhead_vmm::snapshot::{self, Cpu, SnapshotError};
+use bulkhead_vmm::snapshot::{self, Cpu, SnapshotError, WorkingSet};
 use bulkhead_vmm::spec::VmSpec;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
@@ -77,7 +77,7 @@ pub struct Snapshot {
 pub struct Template {
     /// The VM.
     pub snapshot: Snapshot,
-    /// The [`WorkingSet`](snapshot::WorkingSet) of its clones.
+    /// The [`WorkingSet`] of its clones.
     pub working_set: File,
 }
 
@@ -125,7 +125,9 @@ impl Templates {
         remove(&dir)?;
         fs::rename(&new, &dir).map_err(failed("rename", &new))?;
         self.forget_oldest(&dir);
-        Template::open(&dir, vm)
+        let template = Template::open(&dir, vm)?;
+        template.share_huge_pages(vm)?;
+        Ok(template)
     }
 
     /// Empty files that have no name, for a snapshot that only the VMs made from it need.
@@ -191,6 +193,15 @@ impl Template {
         snapshot::verify(state)?;
         snapshot::verify(&template.working_set)?;
         Ok(template)
+    }
+
+    /// Has clones share huge pages where they write nothing. Those last as long as the host's page cache
+    /// keeps them.
+    fn share_huge_pages(&self, vm: &VmSpec) -> Result<(), TemplateError> {
+        if let Some(set) = WorkingSet::read(&self.working_set, vm.memory_mib)? {
+            snapshot::share_huge_pages(&self.snapshot.memory, &set);
+        }
+        Ok(())
     }
 
     /// Makes empty files for one.

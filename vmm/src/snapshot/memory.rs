@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::ptr;
 use std::sync::Arc;
 
 use bulkhead_devices::GuestMemory;
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
+use super::shared::HUGE_PAGE;
 use super::{SnapshotError, file};
 use crate::memory::ranges;
 
@@ -84,8 +86,15 @@ pub fn map(from: &File, mib: u32) -> Result<Arc<GuestMemory>, SnapshotError> {
 fn map_part(from: &File, offset: u64, len: usize) -> io::Result<MmapRegion> {
     let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
     let flags = flags | MapFlags::NORESERVE;
-    // SAFETY: a fresh mapping at an address of the kernel's choice, which nobody unmaps.
-    let start = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, from, offset) }?;
+    let huge = HUGE_PAGE as usize;
+    let (none, room) = (ProtFlags::empty(), len + huge);
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let room = unsafe { mmap_anonymous(ptr::null_mut(), room, none, MapFlags::PRIVATE) }?;
+    // Where huge pages of the file can be mapped as such. What is left of the room stays, a guard.
+    let aligned = room.wrapping_byte_add(room.align_offset(huge));
+    let fixed = flags | MapFlags::FIXED;
+    // SAFETY: it takes the place of a part of the room, which nobody uses or unmaps.
+    let start = unsafe { mmap(aligned, len, protection, fixed, from, offset) }?;
     let (protection, flags) = (protection.bits() as i32, flags.bits() as i32);
     // SAFETY: that mapping, of this length, which outlives every use.
     unsafe { MmapRegion::build_raw(start.cast(), len, protection, flags) }.map_err(io::Error::other)

@@ -16,6 +16,7 @@
 mod cpu;
 mod file;
 mod memory;
+mod shared;
 mod trial;
 mod vcpu;
 mod vm;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use self::cpu::Cpu;
 pub use self::file::{decode, encode, read, seal, verify, write};
 pub use self::memory::{map, save as save_memory};
+pub use self::shared::share_huge_pages;
 pub use self::trial::map_used_pages_alone;
 pub use self::vcpu::{VcpuState, msr_indices};
 pub use self::vm::InterruptState;

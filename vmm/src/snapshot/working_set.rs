@@ -10,15 +10,18 @@ use std::io::Write;
 use bulkhead_devices::GuestMemory;
 use kvm_bindings::{KVMIO, kvm_pre_fault_memory};
 use kvm_ioctls::VcpuFd;
-use rustix::mm::Advice;
+use rustix::mm::{Advice, madvise};
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
+use super::shared::{HUGE_PAGE, SharedBlocks};
 use super::{SnapshotError, file};
 
 const PAGE: u64 = 4096;
+/// Used pages that make a huge page worth it: each is an entry less in the tables of host and KVM.
+const USED_MIN: u64 = 16;
 /// More pages than any trial's: a container of busybox's takes some 900.
 const PAGES_MAX: u64 = 4096;
 
@@ -29,6 +32,13 @@ ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 struct Run {
     first: u32,
     count: u32,
+}
+
+impl Run {
+    /// The page behind its last.
+    fn end(self) -> u64 {
+        u64::from(self.first) + u64::from(self.count)
+    }
 }
 
 /// Pages of a memory file, as runs in order, none of which meets another.
@@ -71,7 +81,7 @@ impl WorkingSet {
                 if u64::from(run.first) < end || run.count == 0 {
                     return Err(SnapshotError::Damaged("its working set is out of order"));
                 }
-                end = u64::from(run.first) + u64::from(run.count);
+                end = run.end();
             }
             let pages: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
             if end > (u64::from(mib) << 20) / PAGE || pages > PAGES_MAX {
@@ -81,31 +91,63 @@ impl WorkingSet {
         Ok(Some(set))
     }
 
+    /// Where in the memory file blocks of the size of a huge page begin of which clones use enough pages
+    /// for that to be worth it, and write to none. In order.
+    pub(super) fn read_only_blocks(&self) -> Vec<u64> {
+        let written = pages_of_blocks(&self.written);
+        let is_written = |block| written.binary_search_by_key(&block, |(block, _)| *block).is_ok();
+        let used = pages_of_blocks(&self.used).into_iter();
+        let read_only = used.filter(|(block, pages)| *pages >= USED_MIN && !is_written(*block));
+        read_only.map(|(block, _)| block).collect()
+    }
+
     /// Takes a copy of each page that is written to. Advice alone: where the host's kernel cannot
     /// (before Linux 5.14), pages are copied when the guest gets there.
     pub fn copy(&self, memory: &GuestMemory) {
-        parts(&self.written, memory, |region, at, len| {
-            // SAFETY: `at` and `len` lie within the region's mapping, as `parts` promises, and this
-            // advice changes no contents.
-            unsafe {
-                let start = region.as_ptr().add(at as usize).cast();
-                rustix::mm::madvise(start, len as usize, Advice::LinuxPopulateWrite)
-            }
-            .is_ok()
+        parts(&self.written, memory, |part| {
+            // SAFETY: the part lies within a mapping of guest memory, and this advice changes no
+            // contents.
+            unsafe { madvise(part.host.cast(), part.len as usize, Advice::LinuxPopulateWrite) }
+                .is_ok()
         });
     }
 
     /// Maps each page for the guest of `vcpu`, whose registers are set. Where KVM cannot (before
     /// Linux 6.11), they are mapped when the guest gets there.
     pub fn map_for(&self, vcpu: &VcpuFd, memory: &GuestMemory) {
-        parts(&self.used, memory, |region, at, len| {
-            let gpa = region.start_addr().0 + at;
-            let mut wanted = kvm_pre_fault_memory { gpa, size: len, ..Default::default() };
+        let mut shared = SharedBlocks::new(self.read_only_blocks());
+        parts(&self.used, memory, |part| {
+            if shared.has(part.file, part.len) {
+                return true;
+            }
+            let mut wanted =
+                kvm_pre_fault_memory { gpa: part.guest, size: part.len, ..Default::default() };
             // SAFETY: KVM reads and writes a kvm_pre_fault_memory, which `wanted` is, and guest
             // memory as the guest may at any time.
-            unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), &mut wanted) == 0 }
+            let done =
+                unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), &mut wanted) == 0 };
+            shared.look_at(part.file, part.host);
+            done
         });
     }
+}
+
+/// How many pages of each block of the size of a huge page the runs have; blocks without any are left out.
+fn pages_of_blocks(runs: &[Run]) -> Vec<(u64, u64)> {
+    let mut blocks: Vec<(u64, u64)> = Vec::new();
+    for run in runs {
+        let (mut at, end) = (u64::from(run.first) * PAGE, run.end() * PAGE);
+        while at < end {
+            let block = at / HUGE_PAGE * HUGE_PAGE;
+            let part = end.min(block + HUGE_PAGE) - at;
+            match blocks.last_mut().filter(|(last, _)| *last == block) {
+                Some((_, pages)) => *pages += part / PAGE,
+                None => blocks.push((block, part / PAGE)),
+            }
+            at += part;
+        }
+    }
+    blocks
 }
 
 fn runs(pages: impl IntoIterator<Item = u32>) -> Vec<Run> {
@@ -119,21 +161,30 @@ fn runs(pages: impl IntoIterator<Item = u32>) -> Vec<Run> {
     runs
 }
 
-/// Calls `act` with the part of each run that lies in a region of memory: the region, where in it
-/// that begins, and how many bytes it has. Ends when `act` returns false.
-fn parts(
-    runs: &[Run],
-    memory: &GuestMemory,
-    mut act: impl FnMut(&<GuestMemory as GuestMemoryBackend>::R, u64, u64) -> bool,
-) {
+/// A part of a run that lies in one region of memory: where it begins in the memory file, in the guest
+/// and in this process, and how many bytes it has.
+#[derive(Debug)]
+struct Part {
+    file: u64,
+    guest: u64,
+    host: *mut u8,
+    len: u64,
+}
+
+/// Calls `act` with the parts of each run. Ends when it returns false.
+fn parts(runs: &[Run], memory: &GuestMemory, mut act: impl FnMut(Part) -> bool) {
     let mut before = 0;
     for region in memory.iter() {
         let region_end = before + region.len();
         for run in runs {
-            let start = (u64::from(run.first) * PAGE).max(before);
-            let end = (u64::from(run.first) + u64::from(run.count)) * PAGE;
-            let end = end.min(region_end);
-            if start < end && !act(region, start - before, end - start) {
+            let file = (u64::from(run.first) * PAGE).max(before);
+            let end = (run.end() * PAGE).min(region_end);
+            if file >= end {
+                continue;
+            }
+            let (guest, len) = (region.start_addr().0 + file - before, end - file);
+            let host = region.as_ptr().wrapping_add((file - before) as usize);
+            if !act(Part { file, guest, host, len }) {
                 return;
             }
         }
@@ -193,8 +244,8 @@ mod tests {
         let (below, all) = ((3u64 << 30 >> 12) as u32, (4u64 << 30 >> 12) as u32);
         let set = WorkingSet::of_pages([], [1, below - 1, below, below + 1, all - 1]);
         let mut found = Vec::new();
-        parts(&set.written, &memory, |region, at, len| {
-            found.push((region.start_addr().0 + at, len));
+        parts(&set.written, &memory, |part| {
+            found.push((part.guest, part.len));
             true
         });
         let expected = [
@@ -205,6 +256,20 @@ mod tests {
         ];
         assert_eq!(found, expected);
         set.copy(&memory);
+    }
+
+    #[test]
+    fn blocks_that_are_used_enough_and_never_written_to_are_shared() {
+        let block = |number: u32| number * 512;
+        let used = (block(1)..block(1) + 15)
+            .chain(block(2) + 8..block(2) + 24)
+            .chain(block(5) - 20..block(5) + 16)
+            .chain(block(7)..block(7) + 512);
+        let set = WorkingSet::of_pages(used.clone(), [block(7) + 511]);
+        assert_eq!(set.read_only_blocks(), [2, 4, 5].map(|block| block * HUGE_PAGE));
+        let all = pages_of_blocks(&set.used);
+        let pages = [(1, 15), (2, 16), (4, 20), (5, 16), (7, 512)];
+        assert_eq!(all, pages.map(|(block, pages)| (block * HUGE_PAGE, pages)));
     }
 
     proptest! {
