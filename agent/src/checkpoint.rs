@@ -22,6 +22,7 @@ use crate::agent::Agent;
 use crate::guest::Guest;
 use crate::identity;
 use crate::log::log;
+use crate::mounts::machine_id;
 use crate::rpc::refuse;
 use crate::service::no_container;
 
@@ -68,6 +69,13 @@ impl Agent {
         {
             // The container is itself without it.
             log!("{error}");
+        }
+        if !request.machine_id.is_empty()
+            && machine_id::is_given()
+            && let Err(errno) = machine_id::write(&request.machine_id)
+        {
+            let message = format!("cannot write the machine ID: {errno}");
+            return Err(refuse(Code::INTERNAL, message));
         }
         let network = request.network.unwrap_or_default();
         guest

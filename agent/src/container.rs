@@ -56,6 +56,7 @@ impl Container {
             devpts: devpts.as_fd(),
             console: terminal.is_some(),
             cgroups: guest.cgroup.is_some(),
+            machine_id: guest.give_machine_id(&spec.machine_id)?,
         };
         let place = Place {
             namespaces: libc::CLONE_NEWNS

@@ -13,9 +13,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 use rustix::time::{ClockId, Timespec};
 
+use crate::mounts::machine_id;
 use crate::network::{self, NetworkError};
 use crate::plug;
-use crate::process::last_errno;
+use crate::process::{self, ProcessError, last_errno};
 
 const SHARES: &str = "/shares";
 const CGROUPS: &str = "/cgroup";
@@ -152,6 +153,16 @@ impl Guest {
     pub fn readdress(&self, was: &NetworkSpec, spec: &NetworkSpec) -> Result<(), NetworkError> {
         mount_proc();
         network::readdress(was, spec)
+    }
+
+    /// Has the container's machine ID ready, if it is to get one; whether it is. A machine that is no VM
+    /// has its own.
+    pub fn give_machine_id(&self, id: &str) -> Result<bool, ProcessError> {
+        if id.is_empty() || !self.in_vm {
+            return Ok(false);
+        }
+        machine_id::write(id).map_err(process::step("write the machine ID"))?;
+        Ok(true)
     }
 
     /// Writes everything back to the host.

@@ -5,6 +5,7 @@
 //! image within the container, and nothing here needs to.
 
 mod copy_up;
+pub mod machine_id;
 mod nodes;
 mod options;
 mod paths;
@@ -124,6 +125,8 @@ pub struct Sources<'a> {
     pub console: bool,
     /// There is a cgroup v2 hierarchy to be mounted.
     pub cgroups: bool,
+    /// The container was given a [machine ID](machine_id).
+    pub machine_id: bool,
 }
 
 const DEVPTS: &str = "devpts";
@@ -184,8 +187,11 @@ pub fn enter(spec: &ContainerSpec, sources: Sources<'_>) -> Result<(), MountErro
     let share = spec.root_share.as_str();
     let shares = rustix::fs::open(sources.shares, flags, Mode::empty())
         .map_err(|source| MountError::Share { share: share.to_owned(), source })?;
+    let machine_id = sources.machine_id.then(machine_id::open).transpose()?;
     let mounter = Mounter { shares, devpts: sources.devpts };
     mounter.enter_root(share)?;
+    // Before the spec's own mounts, which may be there, too.
+    machine_id.map(machine_id::mount).transpose()?;
     let (first, added) = plan(spec, sources.cgroups)?;
     for mount in &first {
         mounter.mount(mount)?;

@@ -18,6 +18,7 @@ mod delegate;
 mod facts;
 mod images;
 mod launch;
+mod machine_id;
 mod net;
 mod oci;
 #[cfg(feature = "testing")]

@@ -12,7 +12,7 @@ use crate::facts::Facts;
 use crate::request::{Request, Ulimit, limits};
 
 /// Name of the share that is the container's root.
-const ROOT_SHARE: &str = "rootfs";
+pub const ROOT_SHARE: &str = "rootfs";
 /// The guest's vsock context ID. It need not be unique: no VM sees another's.
 pub const CID: u32 = 3;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -32,16 +32,15 @@ pub fn vm(
         name: ROOT_SHARE.to_owned(),
         source: facts.rootfs.clone(),
         readonly: request.read_only,
-        flat: false,
         fd: facts.image.as_ref().map(|image| image.root_fd),
+        ..Share::default()
     };
     let volumes = request.volumes.iter().zip(&facts.volumes).enumerate();
     let volumes = volumes.map(|(index, (volume, source))| Share {
         name: volume_share(index),
         source: source.clone(),
         readonly: volume.read_only,
-        flat: false,
-        fd: None,
+        ..Share::default()
     });
     VmSpec {
         name: name.to_owned(),

@@ -1,5 +1,6 @@
 //! Running containers saved, restored and forked.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -99,6 +100,7 @@ const DRAWER: &str = r#"
 fn a_fork_is_another_container_from_then_on() {
     let bundle = Bundle::new(DRAWER);
     let rootfs = bundle.host.rootfs.clone();
+    fs::write(rootfs.join("etc/machine-id"), "").expect("a file");
     leave(bundle.command("run", &["--detach"], "one"));
     let count = |name: &str| -> usize {
         let text = fs::read_to_string(rootfs.join(format!("count-{name}")));
@@ -119,6 +121,10 @@ fn a_fork_is_another_container_from_then_on() {
         assert_ne!(answers[a][0], answers[b][0], "random numbers");
         assert_ne!(answers[a][1], answers[b][1], "UUIDs");
     }
+    let machine_id =
+        |name: &str| finish(bundle.host.bulkhead(["exec", name, "cat", "/etc/machine-id"])).ok();
+    let ids: BTreeSet<String> = ["one", "two", "three"].map(machine_id).into();
+    assert!(ids.len() == 3 && ids.iter().all(|id| id.len() == 33), "{ids:?}");
     // They did not begin anew.
     assert!(answers.iter().all(|answer| answer[2].parse::<usize>().expect("a number") > 3));
     finish(bundle.host.bulkhead(["delete", "--force", "two"])).ok();

@@ -124,3 +124,29 @@ fn a_network_goes_on_or_is_another() {
     finish(restore).fails(1, "saved with 1 network interfaces");
     assert_eq!(bundle.host.leftovers(), [""; 0]);
 }
+
+/// Puts 10.6.0.2 into the network of the container whose state comes on standard input.
+const HOOK: &str = r#"
+    pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')
+    ip link add hooked type veth peer name eth0 netns $pid
+    ip addr add 10.6.0.1/24 dev hooked; ip link set hooked up
+    nsenter -t $pid -n ip addr add 10.6.0.2/24 dev eth0; nsenter -t $pid -n ip link set eth0 up"#;
+
+#[test]
+fn a_hook_s_network_is_that_of_the_restored_container() {
+    let bundle = Bundle::new(SERVER);
+    let hook = bundle.host.path("hook");
+    fs::write(&hook, HOOK).expect("a file");
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-e", hook],
+        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]});
+    let bundle = bundle.with("/hooks", json!({"createRuntime": [hook]}));
+    leave(bundle.command("run", &["--detach"], "one"));
+    until("it answers", || place("10.6.0.2").is_some());
+    let image = bundle.host.path("image");
+    let image = image.to_str().expect("a plain path");
+    finish(bundle.host.bulkhead(["checkpoint", "--image-path", image, "one"])).ok();
+    assert!(place("10.6.0.2").is_none(), "its network is gone");
+    leave(bundle.command("restore", &["--detach", "--image-path", image], "one"));
+    until("it answers again", || place("10.6.0.2").is_some());
+    finish(bundle.host.bulkhead(["delete", "--force", "one"])).ok();
+}

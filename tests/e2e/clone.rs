@@ -124,18 +124,29 @@ fn a_template_from_elsewhere_is_refused_in_one_sentence() {
 #[test]
 fn clones_share_no_random_numbers() {
     let host = Host::new();
-    let script = "cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id
+    let machine_id = host.rootfs.join("etc/machine-id");
+    fs::write(&machine_id, "uninitialized\n").unwrap();
+    let script = "cat /etc/machine-id /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id
         head -c 32 /dev/urandom | sha256sum; head -c 32 /dev/random | sha256sum
         grep -E 'stack|vdso|heap' /proc/self/maps | cut -d- -f1; hostname; mktemp -u";
     let mut seen: BTreeSet<String> = BTreeSet::new();
     for clone in 0..4 {
         let said = host.sh(script).ok();
         let lines: Vec<_> = said.lines().collect();
-        assert!(lines.len() >= 7, "{said}");
+        assert!(lines.len() >= 8 && lines[0].len() == 32, "{said}");
         for line in lines {
             assert!(seen.insert(line.to_owned()), "clone {clone} says {line:?} again: {seen:#?}");
         }
     }
+    assert_eq!(
+        fs::read_to_string(&machine_id).unwrap(),
+        "uninitialized\n",
+        "the image is as it was"
+    );
+    fs::write(&machine_id, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let own = "cat /etc/machine-id; grep -c machine-id /proc/mounts";
+    let said = finish(host.run(&[], &["sh", "-c", own]));
+    assert_eq!(said.stdout, "0123456789abcdef0123456789abcdef\n0\n", "one with an ID means it");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use bulkhead_tests::image::{Layer, Layout};
 use bulkhead_tests::registry::Registry;
@@ -298,4 +298,50 @@ fn hostile_and_damaged_images_are_refused() {
     fs::write(&blob, wrong).expect("a layer");
     images.is_refused("base", "is damaged");
     images.is_refused("none", "there is no image");
+}
+
+/// Counts into a file that it keeps open, until it is told to end.
+const COUNTER: &str = "
+    exec 3>>/log; echo before >/who; echo hidden >/etc/hidden; rm /etc/hidden
+    i=0; until test -e /go; do i=$((i + 1)); echo $i >&3; sleep 0.1; done; cat /who";
+
+#[test]
+fn a_clone_writes_to_a_layer_of_its_own() {
+    let images = Images::busybox(&json!({}));
+    let one = start(images.run(&["--name", "one"], "v1", &["sh", "-c", COUNTER]));
+    let ask =
+        |name: &str, script: &str| finish(images.bulkhead(["exec", name, "sh", "-c", script]));
+    until("it counts", || ask("one", "tail -n 1 /log").stdout.trim().parse::<u32>().is_ok());
+    for (from, to) in [("one", "two"), ("two", "three")] {
+        ask(from, &format!("mkdir /of-{from}")).ok();
+        let mut clone = images.bulkhead(["clone", from, to]);
+        // Its VM keeps them.
+        let status = clone.stdout(Stdio::null()).status();
+        assert!(status.expect("bulkhead runs").success());
+        ask(from, &format!("echo {from} >/who; mkdir /not-{from}")).ok();
+    }
+    let said = ask("three", "cat /who; ls -d /of-* /not-* /etc/hidden").stdout;
+    assert_eq!(said, "before\n/of-one\n/of-two\n");
+    ask("three", "echo three >/who").ok();
+    for name in ["one", "two", "three"] {
+        assert_eq!(ask(name, "cat /who").ok(), format!("{name}\n"));
+        let count = || ask(name, "wc -l </log").ok().trim().parse::<usize>().expect("a number");
+        let before = count();
+        until("it goes on", || count() > before);
+        let log = ask(name, "cat /log").ok();
+        let numbers: Vec<usize> = log.lines().filter_map(|line| line.parse().ok()).collect();
+        assert_eq!(
+            numbers,
+            (1..=numbers.len()).collect::<Vec<_>>(),
+            "nothing is lost or another's"
+        );
+    }
+    ask("two", "touch /go").ok();
+    // It goes when it ends, as one of run does.
+    until("two has ended", || finish(images.bulkhead(["state", "two"])).code == 1);
+    finish(images.bulkhead(["delete", "--force", "three"])).ok();
+    ask("one", "touch /go").ok();
+    assert_eq!(wait(one).ok(), "one\n");
+    let layers = fs::read_dir(images.store().join("containers")).expect("the store").count();
+    assert_eq!((layers, images.host.leftovers()), (0, vec![]));
 }

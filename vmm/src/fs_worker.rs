@@ -107,7 +107,11 @@ impl FsWorker {
         arguments.extend(inherited.iter().map(|fd| fd.as_raw_fd().to_string()));
         arguments.push(jail.to_string());
         for share in &spec.shares {
-            let mode = if share.readonly { "ro" } else { "rw" };
+            let mode = match (share.readonly, share.copied) {
+                (true, _) => "ro",
+                (false, false) => "rw",
+                (false, true) => "copy",
+            };
             let root = open_share(share, ids.as_ref(), jail)?;
             arguments.push(format!("{mode}:{}:{}", root.as_raw_fd(), share.name));
             inherited.push(root);
@@ -234,13 +238,14 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
 
 fn share_root(argument: &OsString) -> Option<ShareRoot> {
     let mut parts = argument.to_str()?.splitn(3, ':');
-    let readonly = match parts.next()? {
-        "ro" => true,
-        "rw" => false,
+    let (readonly, copied) = match parts.next()? {
+        "ro" => (true, false),
+        "rw" => (false, false),
+        "copy" => (false, true),
         _ => return None,
     };
     let fd = inherited(&OsString::from(parts.next()?))?;
-    Some(ShareRoot { name: parts.next()?.to_owned(), fd, readonly })
+    Some(ShareRoot { name: parts.next()?.to_owned(), fd, readonly, copied })
 }
 
 /// Takes an inherited descriptor by its number.

@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use bulkhead_devices::GuestMemory;
 
-use crate::control::{Command, Control, Request, Response, Stats};
+use crate::control::{Command, Control, Request, Response, Stats, Then};
 use crate::ending::{Ended, Unexpected};
 use crate::jail::Policy;
 use crate::machine::{Machine, MachineError};
@@ -75,9 +75,9 @@ impl Machine {
                 Request::Resume => self.resume(),
                 Request::Stats => self.stats(started),
                 Request::Plug { mac, mtu } => self.plug(mac, mtu, descriptors.pop()),
-                Request::Snapshot { end } => {
+                Request::Snapshot { then } => {
                     let ordered = self.order.as_ref().and_then(|order| order.client);
-                    match Order::of_client(client, descriptors, end) {
+                    match Order::of_client(client, descriptors, then) {
                         _ if ordered.is_some_and(|client| control.knows(client)) => {
                             refuse("the VM is being saved already")
                         }
@@ -97,7 +97,7 @@ impl Machine {
     /// Saves the VM, which stands at its save point, for whoever still wants that. Only a template
     /// that cannot be saved is an error.
     fn carry_out_order(&mut self) -> Result<(), MachineError> {
-        let Some(order) = self.order.take() else {
+        let Some(mut order) = self.order.take() else {
             self.go_on();
             return Ok(());
         };
@@ -108,16 +108,24 @@ impl Machine {
         };
         let Some(control) = self.control.clone() else { return Ok(()) };
         let wanted = lock(&control).knows(client);
+        if order.stands && wanted {
+            self.order = Some(order);
+            return Ok(());
+        }
+        let wanted = wanted && !order.stands;
         let saved = if wanted { self.save(&order) } else { Ok(()) };
         let response = match &saved {
             Ok(()) => Response::Done,
             Err(error) => refuse(&error.to_string()),
         };
         lock(&control).answer(client, &response);
-        if wanted && order.end && saved.is_ok() {
-            self.exits.ending.saved();
-        } else {
-            self.go_on();
+        match order.then {
+            Then::End if wanted && saved.is_ok() => self.exits.ending.saved(),
+            Then::Stand if wanted && saved.is_ok() => {
+                order.stands = true;
+                self.order = Some(order);
+            }
+            _ => self.go_on(),
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bulkhead_devices::GuestMemory;
 use bulkhead_devices::virtio::mmio::Transport;
 
-use crate::control::ClientId;
+use crate::control::{ClientId, Then};
 use crate::machine::{Machine, MachineError};
 use crate::snapshot::{self, Cpu, InterruptState, SnapshotError, VcpuState, VmState, WorkingSet};
 use crate::spec::{SnapshotFiles, VmSpec};
@@ -24,23 +24,25 @@ const DRAIN_STEP_MS: i32 = 10;
 pub struct Order {
     state: File,
     memory: File,
-    /// The VM ends then.
-    pub end: bool,
+    /// What becomes of the VM.
+    pub then: Then,
     /// Who is told; nobody of a template's VM.
     pub client: Option<ClientId>,
+    /// It is carried out, and the VM stands.
+    pub stands: bool,
 }
 
 impl Order {
     /// To save a VM that is to become a template.
     pub fn template(files: &SnapshotFiles) -> Self {
         let [state, memory] = open(files);
-        Self { state, memory, end: true, client: None }
+        Self { state, memory, then: Then::End, client: None, stands: false }
     }
 
     /// What a client of the control socket asks for; `None` if it did not send two files.
-    pub fn of_client(client: ClientId, files: Vec<OwnedFd>, end: bool) -> Option<Self> {
+    pub fn of_client(client: ClientId, files: Vec<OwnedFd>, then: Then) -> Option<Self> {
         let [state, memory] = <[OwnedFd; 2]>::try_from(files).ok()?.map(File::from);
-        Some(Self { state, memory, end, client: Some(client) })
+        Some(Self { state, memory, then, client: Some(client), stands: false })
     }
 }
 

@@ -121,6 +121,9 @@ pub struct Share {
     /// Leaves out what is mounted below it: its own file system alone.
     #[serde(default)]
     pub flat: bool,
+    /// Of a VM that is restored: a copy that was made when it was saved.
+    #[serde(default)]
+    pub copied: bool,
 }
 
 /// A network interface.

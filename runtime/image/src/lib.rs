@@ -14,6 +14,7 @@
 
 mod compression;
 pub mod config;
+mod copy;
 pub mod digest;
 pub mod import;
 pub mod layer;

@@ -5,6 +5,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_vmm::control::Then;
+
 use super::delete;
 use super::oci::{self, OciError};
 use crate::args::oci::CheckpointArgs;
@@ -22,12 +24,16 @@ const END_MAX: Duration = Duration::from_secs(30);
 /// Saves it; without --leave-running it is removed then, as runc does.
 pub fn run(args: &CheckpointArgs, root: &Root, log: &Log) -> Result<(), OciError> {
     let container = oci::open(root, &args.id)?;
+    if container.record.bundle.as_os_str().is_empty() {
+        return Err(OciError::NoBundle(container.id));
+    }
     let dir = args.image_path.as_path();
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder.create(dir).map_err(|source| OciError::Write { path: dir.to_owned(), source })?;
     let files = Snapshot::create(dir)?;
-    if let Err(error) = checkpoint::save(&container, &files, !args.leave_running) {
+    let then = if args.leave_running { Then::GoOn } else { Then::End };
+    if let Err(error) = checkpoint::save(&container, &files, then) {
         forget(dir);
         return Err(error);
     }

@@ -1,30 +1,68 @@
 //! `bulkhead clone`: a second container that goes on from where a running one is now.
 
-use super::oci::{self, OciError};
+use bulkhead_image::store::{Container as ImageRoot, Store};
+use bulkhead_vmm::control::Then;
+use bulkhead_vmm::spec::VmSpec;
+
+use super::oci::{self, OciError, write_pid_file};
 use super::run_bundle;
 use crate::args::oci::{BundleArgs, CloneArgs, Global};
 use crate::oci::checkpoint;
+use crate::oci::container::{Container, ContainerError};
 use crate::oci::create::{Origin, Wanted};
+use crate::oci::fork::Fork;
 use crate::oci::id::ContainerId;
 use crate::oci::log::Log;
 use crate::oci::plan::Network;
+use crate::plan::ROOT_SHARE;
 use crate::request;
 use crate::state::Root;
-use crate::templates::Templates;
+use crate::templates::{Snapshot, Templates};
 
 /// Saves the one, which goes on, and restores the other with an identity of its own.
 pub fn run(args: &CloneArgs, root: &Root, global: &Global, log: &Log) -> Result<u8, OciError> {
     let container = oci::open(root, &args.id)?;
     let id = ContainerId::try_from(args.new.as_str())?;
     let network = args.network.as_deref().map(request::network).transpose()?;
-    let network = network.map(|path| path.map_or(Network::Own, Network::Joined));
     // Nobody else's, and gone with the last VM that uses it.
     let files = Templates::of_this_user()?.nameless()?;
-    checkpoint::save(&container, &files, false)?;
+    if let (Some(vm), Some(process)) = (&container.record.vm, container.process()?) {
+        let image = save(&container, vm, &files)?;
+        let network = network.flatten();
+        let (record, network) = (&container.record, network.as_deref());
+        let fork = Fork { record, process: &process, files: &files, image, network };
+        let mut vmm = fork.start(&id, root)?;
+        if let Some(file) = &args.bundle.pid_file
+            && let Err(error) = write_pid_file(file, vmm.process.pid)
+        {
+            vmm.kill();
+            root.remove(id.as_str()).map_err(ContainerError::from)?;
+            return Err(error);
+        }
+        vmm.let_go();
+        return Ok(0);
+    }
+    checkpoint::save(&container, &files, Then::GoOn)?;
     let bundle = args.bundle.bundle.clone().or_else(|| Some(container.record.bundle.clone()));
     let bundle = BundleArgs { bundle, ..args.bundle.clone() };
+    let network = network.map(|path| path.map_or(Network::Own, Network::Joined));
     let origin = Origin::Clone { files: &files, network: network.as_ref() };
     let systemd_cgroup = global.systemd_cgroup;
     let wanted = Wanted { id: &id, args: &bundle, detach: true, systemd_cgroup, origin };
     run_bundle::attend(wanted, false, root, log)
+}
+
+/// Saves a container of `bulkhead run`. It stands until the writable layer of its image is copied.
+fn save(
+    container: &Container,
+    vm: &VmSpec,
+    files: &Snapshot,
+) -> Result<Option<ImageRoot>, OciError> {
+    let Some(written) = &container.record.image else {
+        checkpoint::save(container, files, Then::GoOn)?;
+        return Ok(None);
+    };
+    let _stands = checkpoint::save(container, files, Then::Stand)?;
+    let read_only = vm.shares.iter().any(|share| share.name == ROOT_SHARE && share.readonly);
+    Ok(Some(Store::choose()?.copy(written, read_only)?))
 }

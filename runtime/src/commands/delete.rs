@@ -1,5 +1,7 @@
 //! `bulkhead delete`: removes a container and all that is kept of it.
 
+use bulkhead_image::store::Store;
+
 use super::oci::OciError;
 use crate::args::oci::DeleteArgs;
 use crate::oci::container::{Container, ContainerError};
@@ -36,6 +38,10 @@ pub fn delete(container: &Container, root: &Root, force: bool, log: &Log) -> Res
         log.error(&error.to_string());
     }
     root.remove(container.id.as_str())?;
+    if container.record.image.is_some() {
+        // What is not swept now is by the next one.
+        let _ = Store::choose().and_then(|store| store.collect());
+    }
     if let Err(error) = hooks::run("poststop", hooks.poststop().as_ref(), &state) {
         log.error(&error.to_string());
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_image::store::StoreError;
 use bulkhead_vmm::control::ClientError;
 
 use crate::agent::AgentError;
@@ -52,6 +53,8 @@ pub enum OciError {
         "container {0} has no bundle that it could be restored with: it is one of `bulkhead run`"
     )]
     NoBundle(ContainerId),
+    #[error(transparent)]
+    Image(#[from] StoreError),
     #[error(transparent)]
     Signal(#[from] SignalError),
     #[error(transparent)]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_image::store::{Container, Store};
@@ -15,6 +16,7 @@ use crate::args::RunArgs;
 use crate::assets::Dirs;
 use crate::facts::{FactError, Facts, ImageFacts};
 use crate::images::{self, ImageError};
+use crate::machine_id::MachineIdError;
 use crate::net::{NetError, Network};
 use crate::oci::container::ContainerError;
 use crate::oci::record::{HostProcess, Phase, Record};
@@ -24,7 +26,7 @@ use crate::session::{Cause, Ended, Session};
 use crate::state::{Root, StateError, VmDir};
 use crate::verdict::{self, VerdictError};
 use crate::vmm::{self, Course, Input, Vmm, VmmError};
-use crate::{EXIT_FAILED, launch, plan, timeline};
+use crate::{EXIT_FAILED, launch, machine_id, plan, timeline};
 use bulkhead_vmm::signals::Signals;
 
 /// Exit codes of a command that cannot be executed, and of one that is not there, as in shells.
@@ -62,6 +64,8 @@ pub enum RunError {
     Session(#[source] io::Error),
     #[error("no random name can be made ({0}); give a --name")]
     Name(#[source] io::Error),
+    #[error(transparent)]
+    MachineId(#[from] MachineIdError),
     #[error("{}", .0.message)]
     Start(StartFailure),
     #[error("{message}")]
@@ -118,18 +122,25 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
     // Before the VMM is there: none may be lost.
     let signals = Signals::block().map_err(RunError::Signals)?;
     let course = Course::by(template.as_ref());
+    let started_as = VmSpec { nets: Vec::new(), ..vm.clone() };
     let vmm = Vmm::start(&facts.vmm, vm, &dir, input(&request), course)?;
     timeline.mark("spawned");
     // The VMM has them now, and the taps are to go with it.
     drop(network.taps);
     let container = plan::container(&request, &facts, &name, clock_ns());
-    let container = ContainerSpec { network: Some(network.spec).into(), ..container };
+    let root = match &image {
+        Some((container, _)) => machine_id::Root::Open(container.root()),
+        None => machine_id::Root::At(&facts.rootfs),
+    };
+    let machine_id = machine_id::for_container(root)?;
+    let container = ContainerSpec { network: Some(network.spec).into(), machine_id, ..container };
     let process = container.process.get_or_default().clone();
     let agent = match Agent::connect(&dir.socket(), container) {
         Ok(agent) => agent,
         Err(error) => return unreachable(vmm, error),
     };
-    write_down(&dir, &vmm, &name, &process)?;
+    let layer = image.as_ref().map(|(container, _)| container.path().to_owned());
+    write_down(&dir, &vmm, started_as, layer, &process)?;
     let raw_wanted = request.tty && request.interactive;
     let session = Session::new(vmm, agent, signals, facts.window, raw_wanted, &timeline);
     let session = session.with_stop_signal(facts.image.and_then(|image| image.stop_signal));
@@ -153,9 +164,15 @@ fn unreachable(vmm: Vmm, error: AgentError) -> Result<u8, RunError> {
 }
 
 /// Lets other verbs (exec, kill, ps, list) find the container while it runs.
-fn write_down(dir: &VmDir, vmm: &Vmm, name: &str, process: &Process) -> Result<(), RunError> {
+fn write_down(
+    dir: &VmDir,
+    vmm: &Vmm,
+    vm: VmSpec,
+    image: Option<PathBuf>,
+    process: &Process,
+) -> Result<(), RunError> {
     let record = Record {
-        id: name.to_owned(),
+        id: vm.name.clone(),
         bundle: Default::default(),
         rootfs: Default::default(),
         oci_version: features::VERSIONS[1].to_owned(),
@@ -163,6 +180,8 @@ fn write_down(dir: &VmDir, vmm: &Vmm, name: &str, process: &Process) -> Result<(
         created: clock::now_rfc3339(),
         cgroups_path: None,
         systemd_cgroup: false,
+        vm: Some(vm),
+        image,
         process: HostProcess::identify(vmm.pid()).map_err(RunError::Session)?,
         phase: Phase::Running,
     };

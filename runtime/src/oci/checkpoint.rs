@@ -10,6 +10,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use bulkhead_protocol::rpc::agent::{CheckpointRequest, CheckpointResponse};
+use bulkhead_vmm::control::{Client, Then};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::container::Container;
@@ -20,18 +21,16 @@ use crate::templates::Snapshot;
 /// How long the agent may take to freeze the processes, and the VMM to write its memory to a disk.
 const SAVE_MAX: Duration = Duration::from_secs(600);
 
-/// Saves a running container to empty files. With `end` its VM ends then.
-pub fn save(container: &Container, files: &Snapshot, end: bool) -> Result<(), OciError> {
+/// Saves a running container to empty files. If it is to stand then, it does for as long as what is
+/// returned is there.
+pub fn save(container: &Container, files: &Snapshot, then: Then) -> Result<Client, OciError> {
     let (id, status) = (container.id.clone(), container.status());
     if !status.can_pause() {
         return Err(OciError::Status { verb: "save", id, status });
     }
-    if container.record.bundle.as_os_str().is_empty() {
-        return Err(OciError::NoBundle(id));
-    }
     let mut agent = container.agent(PATIENCE)?;
     let mut control = container.control()?;
-    control.snapshot(files.state.as_fd(), files.memory.as_fd(), end)?;
+    control.snapshot(files.state.as_fd(), files.memory.as_fd(), then)?;
     let call = agent.send("Checkpoint", &CheckpointRequest::default(), PATIENCE)?;
     // An agent that cannot says so, and then nothing is saved.
     let mut fds = [PollFd::new(&control, PollFlags::IN), PollFd::new(&agent, PollFlags::IN)];
@@ -51,8 +50,8 @@ pub fn save(container: &Container, files: &Snapshot, end: bool) -> Result<(), Oc
         answer()?;
     }
     control.saved()?;
-    if saved && !end {
+    if saved && then == Then::GoOn {
         answer()?;
     }
-    Ok(())
+    Ok(control)
 }

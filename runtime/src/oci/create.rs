@@ -40,6 +40,7 @@ use crate::assets::{self, AssetError, Dirs};
 use crate::client::Client;
 use crate::facts;
 use crate::launch;
+use crate::machine_id::{self, MachineIdError};
 use crate::net::{self, NetError};
 use crate::settings::{Settings, SettingsError, WallError, Walls};
 use crate::state::{Root, StateError, VmDir};
@@ -50,7 +51,7 @@ use crate::verdict::{self, VerdictError};
 use crate::vmm::{Course, VmmError};
 
 /// How long a guest may take to boot: far longer than the slowest that was seen.
-const BOOT_MAX: Duration = Duration::from_secs(120);
+pub const BOOT_MAX: Duration = Duration::from_secs(120);
 /// How long it may take to make the container, which includes all its mounts.
 const SETUP_MAX: Duration = Duration::from_secs(120);
 
@@ -91,6 +92,8 @@ pub enum CreateError {
     Vmm(#[from] VmmError),
     #[error("bulkhead-vmm has not made the network that the container's hooks are to set up")]
     NoNetwork,
+    #[error(transparent)]
+    MachineId(#[from] MachineIdError),
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]
@@ -196,13 +199,12 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
         Network::Own | Network::Host => net::Network::default(),
     };
     let hostname = joined.hostname.unwrap_or(spec.hostname);
-    let spec = ContainerSpec { network: Some(network.spec).into(), hostname, ..spec };
+    let machine_id = machine_id::for_container(machine_id::Root::At(&bundle.rootfs))?;
+    let network_spec = Some(network.spec).into();
+    let spec = ContainerSpec { network: network_spec, hostname, machine_id, ..spec };
     let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
     let vm = VmSpec { nets: network.nets, limits: walls.limits, jail: walls.jail, ..vm };
-    let vm = match wanted.origin.saved() {
-        Some(files) => restore::shape(vm, files)?,
-        None => vm,
-    };
+    let vm = restore::shape(vm, wanted.origin.saved())?;
     // In our own cgroup, and for the next container too: whatever comes of this one.
     let template = match wanted.origin {
         Origin::Template => launch::template(&vm, &vmm, root, false),
@@ -325,6 +327,8 @@ fn record(wanted: Wanted<'_>, bundle: &Bundle) -> Record {
         created: clock::now_rfc3339(),
         cgroups_path: linux.and_then(|linux| linux.cgroups_path().clone()),
         systemd_cgroup: wanted.systemd_cgroup,
+        vm: None,
+        image: None,
         process: HostProcess { pid: 0, start_ticks: 0 },
         phase,
     }
@@ -361,9 +365,12 @@ fn settle(
         Origin::Template | Origin::Boot => create_container(&mut agent, spec)?,
         Origin::Checkpoint(_) => {
             let network = network()?;
-            restore::go_on(&mut agent, spec.hostname, network)?;
+            restore::go_on(&mut agent, spec.hostname, network, String::new())?;
         }
-        Origin::Clone { .. } => restore::go_on(&mut agent, wanted.id.to_string(), network()?)?,
+        Origin::Clone { .. } => {
+            let machine_id = machine_id::fresh()?;
+            restore::go_on(&mut agent, wanted.id.to_string(), network()?, machine_id)?;
+        }
     }
     after_create(&hooks, &state)?;
     if let (Some(console), Some(socket)) = (console, &wanted.args.console_socket) {

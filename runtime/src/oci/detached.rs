@@ -49,7 +49,7 @@ impl Detached {
     ) -> Result<Self, VmmError> {
         let report = File::create(dir.path().join(REPORT)).map_err(VmmError::Handover)?;
         let (leash_end, leash) = io::pipe().map_err(VmmError::Handover)?;
-        let spec = VmSpec { leash_fd: Some(leash_end.as_raw_fd()), host_events: true, ..spec };
+        let spec = VmSpec { leash_fd: Some(leash_end.as_raw_fd()), ..spec };
         let terminal = surroundings.terminal.as_ref().map(terminal_streams).transpose();
         let terminal = terminal.map_err(VmmError::Handover)?;
         let mut child = spawn(program, spec, dir, course, report.as_fd(), |command| {

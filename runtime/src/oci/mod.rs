@@ -60,6 +60,7 @@ pub mod container;
 pub mod create;
 pub mod detached;
 pub mod exec;
+pub mod fork;
 pub mod hooks;
 pub mod id;
 pub mod log;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use bulkhead_vmm::spec::VmSpec;
 use serde::{Deserialize, Serialize};
 
 /// What was last done to a container.
@@ -43,6 +44,13 @@ pub struct Record {
     /// See `cgroups_path`.
     #[serde(default)]
     pub systemd_cgroup: bool,
+    /// What the VM of a container of `bulkhead run` was started as, for clones: descriptors and network
+    /// mean nothing.
+    #[serde(default)]
+    pub vm: Option<VmSpec>,
+    /// The directory, in the store of images, of its root's writable layer, if it has one.
+    #[serde(default)]
+    pub image: Option<PathBuf>,
     /// The VMM's.
     pub process: HostProcess,
     /// What was last done to it.

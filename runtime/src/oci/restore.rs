@@ -36,9 +36,10 @@ pub enum RestoreError {
     Snapshot(#[from] SnapshotError),
 }
 
-/// `vm` with as many interfaces and places as the saved one has. What the network does not have any
+/// `vm` with as many interfaces and places as the saved one has, if it goes on from that. What the network does not have any
 /// more is an interface without a cable.
-pub fn shape(mut vm: VmSpec, files: &Snapshot) -> Result<VmSpec, RestoreError> {
+pub fn shape(mut vm: VmSpec, files: Option<&Snapshot>) -> Result<VmSpec, RestoreError> {
+    let Some(files) = files else { return Ok(vm) };
     let (saved, places) = snapshot::read(&files.state)?.nets();
     let found = vm.nets.len();
     if found > saved {
@@ -50,10 +51,15 @@ pub fn shape(mut vm: VmSpec, files: &Snapshot) -> Result<VmSpec, RestoreError> {
     Ok(vm)
 }
 
-/// Lets the container go on.
-pub fn go_on(agent: &mut Client, hostname: String, network: NetworkSpec) -> Result<(), AgentError> {
+/// Lets the container go on, as who it was if `machine_id` is empty.
+pub fn go_on(
+    agent: &mut Client,
+    hostname: String,
+    network: NetworkSpec,
+    machine_id: String,
+) -> Result<(), AgentError> {
     let network = Some(network).into();
-    let request = RestoreRequest { hostname, network, ..Default::default() };
+    let request = RestoreRequest { hostname, network, machine_id, ..Default::default() };
     let _: RestoreResponse = agent.call("Restore", &request, RESTORE_MAX)?;
     Ok(())
 }

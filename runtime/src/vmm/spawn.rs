@@ -73,7 +73,7 @@ pub fn spawn(
         vsock_fd: Some(listener.as_raw_fd()),
         control_fd: Some(control.as_raw_fd()),
         report_fd: Some(report.as_raw_fd()),
-        keep_fds: vec![dir.lock().as_raw_fd()],
+        keep_fds: spec.keep_fds.iter().copied().chain([dir.lock().as_raw_fd()]).collect(),
         template: course.saves_to(),
         restore: course.goes_on_from(),
         working_set_fd: course.working_set(),

@@ -170,7 +170,7 @@ fn state_file(state: &[u8]) -> File {
 
 fn share(dir: &Path, name: &str) -> ShareRoot {
     let fd = openat(CWD, dir.join(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-    ShareRoot { name: name.to_owned(), fd, readonly: name == "ro" }
+    ShareRoot { name: name.to_owned(), fd, readonly: name == "ro", copied: false }
 }
 
 /// The input as requests: each an opcode, a node, and a body of up to 255 bytes.

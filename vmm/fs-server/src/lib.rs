@@ -67,6 +67,9 @@ pub struct ShareRoot {
     pub fd: OwnedFd,
     /// Answers every request that would write with EROFS.
     pub readonly: bool,
+    /// It was copied for this server from what the guest knew, at the moment at which [`Options::state`]
+    /// was saved: its files are others and yet the same, and known by their places alone.
+    pub copied: bool,
 }
 
 /// How to serve.

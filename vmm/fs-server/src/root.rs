@@ -27,6 +27,7 @@ pub struct Root {
 struct Share {
     name: Vec<u8>,
     inode: Arc<Inode>,
+    copied: bool,
 }
 
 impl Root {
@@ -35,7 +36,7 @@ impl Root {
     pub fn new(roots: Vec<ShareRoot>, inodes: &Inodes, state: &State) -> Result<Self, ServeError> {
         let mut shares: Vec<Share> = Vec::with_capacity(roots.len());
         for (index, root) in roots.into_iter().enumerate() {
-            let ShareRoot { name, fd, readonly } = root;
+            let ShareRoot { name, fd, readonly, copied } = root;
             let taken = shares.iter().any(|share| share.name == name.as_bytes());
             if taken || !is_name(name.as_bytes()) {
                 return Err(ServeError::ShareName(name));
@@ -46,7 +47,7 @@ impl Root {
             };
             let id = state.share(name.as_bytes());
             let inode = inodes.pin(Found { share: index, readonly, fd, stat }, id);
-            shares.push(Share { name: name.into_bytes(), inode });
+            shares.push(Share { name: name.into_bytes(), inode, copied });
         }
         Ok(Self { shares })
     }
@@ -60,6 +61,11 @@ impl Root {
     pub fn find(&self, name: Name<'_>) -> Result<&Arc<Inode>, Errno> {
         let share = self.shares.iter().find(|share| share.name == name.to_bytes());
         share.map(|share| &share.inode).ok_or(Errno::NOENT)
+    }
+
+    /// Whether the share with this index is a copy.
+    pub fn is_copied(&self, share: usize) -> bool {
+        self.shares.get(share).is_some_and(|share| share.copied)
     }
 
     /// The shares' names and roots.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{LINE_MAX, Request, Response, Stats, descriptor};
+use super::{LINE_MAX, Request, Response, Stats, Then, descriptor};
 
 /// How long a VM may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -85,15 +85,15 @@ impl Client {
         }
     }
 
-    /// Has the VM saved to two empty files when its agent next stands still, and ended if `end` is set.
+    /// Has the VM saved to two empty files when its agent next stands still.
     /// The agent may be asked for that once this returns; [`Client::saved`] waits for it.
     pub fn snapshot(
         &mut self,
         state: BorrowedFd<'_>,
         memory: BorrowedFd<'_>,
-        end: bool,
+        then: Then,
     ) -> Result<(), ClientError> {
-        let line = line(Request::Snapshot { end })?;
+        let line = line(Request::Snapshot { then })?;
         let files = [state, memory];
         let sent = descriptor::send(&self.0, &line, &files).map_err(ClientError::Broken)?;
         match self.call(&line[sent..])? {

@@ -5,7 +5,7 @@
 //! {"verb":"resume"}    {"result":"done"}
 //! {"verb":"stats"}     {"result":"stats","paused":false,"vcpus":1,"memory_mib":128,...}
 //! {"verb":"plug","mac":[2,0,0,0,0,1],"mtu":1500} and a tap   {"result":"done"}
-//! {"verb":"snapshot","end":false} and two files     {"result":"ready"}, {"result":"done"}
+//! {"verb":"snapshot","then":"end"} and two files     {"result":"ready"}, {"result":"done"}
 //! {"verb":"freeze"}    {"result":"refused","message":"..."}
 //! ```
 //!
@@ -48,9 +48,21 @@ pub enum Request {
     /// files that come with the line. [`Response::Ready`] comes first, [`Response::Done`] when it is
     /// saved.
     Snapshot {
-        /// The VM ends then, rather than go on.
-        end: bool,
+        /// What becomes of the VM.
+        then: Then,
     },
+}
+
+/// What becomes of a VM that was saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// It goes on.
+    GoOn,
+    /// It goes on when the client's connection ends: what belongs to it can be copied until then.
+    Stand,
+    /// It ends.
+    End,
 }
 
 /// The answer.

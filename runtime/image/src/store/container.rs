@@ -2,19 +2,22 @@
 //! long as the container lives.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid, mkdirat, openat2};
 use rustix::io::Errno;
 
 use super::{Held, Record, Store, StoreError, failed};
 use crate::config::ImageConfig;
-use crate::overlay;
-use crate::unpack;
+use crate::digest::Digest;
+use crate::{copy, overlay, unpack};
 
 /// In a container's directory: the ID of the image it holds on to.
 pub const IMAGE: &str = "image";
+/// In a container's directory: what was written.
+const UPPER: &str = "upper";
 /// What directories are that an image names and does not have.
 const DIRECTORY_MODE: u32 = 0o755;
 
@@ -25,7 +28,7 @@ pub struct Container {
     /// What the image says about its processes.
     pub config: ImageConfig,
     root: OwnedFd,
-    _held: Held,
+    held: Held,
 }
 
 impl Container {
@@ -33,6 +36,21 @@ impl Container {
     /// it is closed.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Its directory in the store, for [`Store::copy`].
+    pub fn path(&self) -> &Path {
+        self.held.path()
+    }
+
+    /// The descriptor that keeps it from being swept.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.held.lock().as_fd()
+    }
+
+    /// Leaves it to whoever has inherited that.
+    pub fn leave(self) {
+        self.held.leave();
     }
 
     /// Makes a directory in the container's root if nothing is there. Symbolic links are those of
@@ -63,13 +81,44 @@ impl Container {
 impl Store {
     /// A root file system of `image`. Nothing can be written to it if it is `read_only`.
     pub fn container(&self, image: &Record, read_only: bool) -> Result<Container, StoreError> {
-        let incomplete = || StoreError::Incomplete(image.name.clone());
+        self.assemble(image.id, &image.name, read_only, |lower, upper| {
+            // The root directory's own: what the topmost layer has.
+            let stat = rustix::fs::fstat(lower)?;
+            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+            rustix::fs::fchown(upper, Some(uid), Some(gid))?;
+            Ok(rustix::fs::fchmod(upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?)
+        })
+    }
+
+    /// A root file system like that of the container which [has](Container::path) `original`, with a
+    /// copy of what that has written. It must stand still.
+    pub fn copy(&self, original: &Path, read_only: bool) -> Result<Container, StoreError> {
+        let file = original.join(IMAGE);
+        let image = fs::read_to_string(&file).map_err(failed("read", &file))?;
+        let damaged = |_| failed("read", &file)(io::Error::from(io::ErrorKind::InvalidData));
+        let image = image.trim().parse::<Digest>().map_err(damaged)?;
+        let written = File::open(original.join(UPPER)).map_err(failed("open", original))?;
+        self.assemble(image, &image.to_string(), read_only, |_, upper| {
+            copy::copy(written.as_fd(), upper.as_fd())
+        })
+    }
+
+    /// Puts a root file system together, with what `fill` makes of the writable layer, given the
+    /// topmost of the image's.
+    fn assemble(
+        &self,
+        image: Digest,
+        name: &str,
+        read_only: bool,
+        fill: impl FnOnce(&OwnedFd, &File) -> io::Result<()>,
+    ) -> Result<Container, StoreError> {
+        let incomplete = || StoreError::Incomplete(name.to_owned());
         let shared = self.share()?;
-        let config = self.read_blob(&image.id).map_err(|_| incomplete())?;
+        let config = self.read_blob(&image).map_err(|_| incomplete())?;
         let config = ImageConfig::parse(&config)?;
         let held = self.hold("containers", &shared)?;
         let file = held.path().join(IMAGE);
-        fs::write(&file, image.id.to_string()).map_err(failed("write", &file))?;
+        fs::write(&file, image.to_string()).map_err(failed("write", &file))?;
         // From here on the layers are kept by the container itself.
         drop(shared);
         let mut lower = Vec::new();
@@ -88,15 +137,9 @@ impl Store {
             lower.push(File::open(&empty).map_err(failed("open", &empty))?.into());
         }
         let open = |path: PathBuf| File::open(&path).map_err(failed("open", &path));
-        let (upper, work) = (open(held.make("upper")?)?, open(held.make("work")?)?);
-        // The root directory's own: what the topmost layer has.
-        let stat = rustix::fs::fstat(&lower[0]).map_err(failed("examine", held.path()))?;
-        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-        let (uid, gid) = (Some(stat.st_uid), Some(stat.st_gid));
-        let (uid, gid) = (uid.map(rustix::fs::Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
-        rustix::fs::fchown(&upper, uid, gid).map_err(failed("chown", held.path()))?;
-        rustix::fs::fchmod(&upper, mode).map_err(failed("chmod", held.path()))?;
+        let (upper, work) = (open(held.make(UPPER)?)?, open(held.make("work")?)?);
+        fill(&lower[0], &upper).map_err(failed("fill the writable layer", held.path()))?;
         let root = overlay::mount(&lower, upper.as_fd(), work.as_fd(), read_only)?;
-        Ok(Container { config, root, _held: held })
+        Ok(Container { config, root, held })
     }
 }

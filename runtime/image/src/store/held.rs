@@ -18,13 +18,25 @@ const NAME_BYTES: usize = 8;
 #[derive(Debug)]
 pub struct Held {
     path: PathBuf,
-    _lock: File,
+    lock: File,
+    /// Somebody else holds the lock, too.
+    left: bool,
 }
 
 impl Held {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What its life hangs on.
+    pub fn lock(&self) -> &File {
+        &self.lock
+    }
+
+    /// Leaves it to whoever else has inherited its lock.
+    pub fn leave(mut self) {
+        self.left = true;
     }
 
     /// Makes a directory in it, for this user alone.
@@ -37,8 +49,10 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // What stays is swept later: its lock is free.
-        let _ = fs::remove_dir_all(&self.path);
+        if !self.left {
+            // What stays is swept later: its lock is free.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -56,7 +70,7 @@ impl Store {
         let file = path.join(LOCK);
         let lock = open(&file).map_err(failed("make", &file))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(failed("lock", &file))?;
-        Ok(Held { path, _lock: lock })
+        Ok(Held { path, lock, left: false })
     }
 
     /// Removes what the dead left.

@@ -106,8 +106,7 @@ pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
         name: ROOT_SHARE.to_owned(),
         source: bundle.rootfs.clone(),
         readonly: bundle.readonly(),
-        flat: false,
-        fd: None,
+        ..Share::default()
     };
     let process = bundle.spec.process().as_ref();
     VmSpec {
@@ -119,6 +118,7 @@ pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
         cid: CID,
         vsock,
         shares: std::iter::once(root).chain(mounts::shares(bundle)).collect(),
+        host_events: true,
         terminal: process.and_then(|process| process.terminal()).unwrap_or(false),
         net_places: if network(&bundle.spec) == Network::Own { NET_PLACES } else { 0 },
         ..VmSpec::default()

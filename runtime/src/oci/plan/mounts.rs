@@ -21,7 +21,7 @@ pub fn shares(bundle: &Bundle) -> impl Iterator<Item = Share> {
             source: path.clone(),
             readonly: is_readonly(mount),
             flat: !recursive && *kind == Kind::Directory,
-            fd: None,
+            ..Share::default()
         })
     })
 }

@@ -95,7 +95,7 @@ enum Opened {
 }
 
 /// What makes a file found in a saved file's place that same file: type, inode number and time of
-/// birth. The device is looked at only where there are no times of birth: overlays, btrfs and others
+/// birth; of a [copy](crate::ShareRoot::copied) the type. The device is looked at only where there are no times of birth: overlays, btrfs and others
 /// get another number with each mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {

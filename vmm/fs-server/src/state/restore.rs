@@ -87,7 +87,12 @@ impl Server {
         fd: OwnedFd,
     ) -> Option<Arc<Inode>> {
         let stat = stat_with(&fd, Identity::mask()).ok()?;
-        if Identity::of(&stat) != saved.identity {
+        let found = Identity::of(&stat);
+        let is_it = match self.root.is_copied(share) {
+            true => found.file_type == saved.identity.file_type,
+            false => found == saved.identity,
+        };
+        if !is_it {
             return None;
         }
         let found = Found { share, readonly, fd, stat };

@@ -72,12 +72,16 @@ impl Tree {
         Self { files: Vec::new(), places: HashMap::new(), roots }
     }
 
-    /// Adds a file and the way to it; `None` if it has none. A path that misleads ("f (deleted)")
-    /// leads to nothing or to another file, which is found out when it is walked.
+    /// Adds a file and the way to it; `None` if it has none.
     fn add(&mut self, server: &Server, inode: &Inode, lookups: u64) -> Option<()> {
+        let stat = stat_with(&inode.fd, Identity::mask()).ok()?;
+        // Its path would mislead ("f (deleted)").
+        if stat.stx_nlink == 0 {
+            return None;
+        }
         let path = server.path(inode)?;
         let below = below(&path, self.roots.get(inode.share)?.as_deref()?)?;
-        let identity = Identity::of(&stat_with(&inode.fd, Identity::mask()).ok()?);
+        let identity = Identity::of(&stat);
         let cached_ctime = inode.cached_ctime();
         let known = SavedInode { id: inode.id, lookups, cached_ctime, identity };
         let mut place = inode.share as u32;

@@ -42,7 +42,7 @@ impl Client {
             .iter()
             .map(|&(name, path, readonly)| {
                 let fd = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-                ShareRoot { name: name.to_owned(), fd, readonly }
+                ShareRoot { name: name.to_owned(), fd, readonly, copied: false }
             })
             .collect();
         let server = thread::spawn(move || {

@@ -82,7 +82,7 @@ fn mounted_with(pump: fn(File, UnixStream) -> Vec<JoinHandle<()>>) -> Mounted {
 
 fn share(name: &str, path: &Path, readonly: bool) -> ShareRoot {
     let fd = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-    ShareRoot { name: name.to_owned(), fd, readonly }
+    ShareRoot { name: name.to_owned(), fd, readonly, copied: false }
 }
 
 impl Mounted {
