@@ -54,8 +54,9 @@ pub struct Story {
     pub said: String,
     /// Bytes on its standard output.
     pub stdout_len: u64,
-    /// The most files that the monitor had open.
+    /// The most files that the monitor had open, and the file worker.
     pub files: usize,
+    pub worker_files: usize,
     /// All of it, for a test that fails.
     pub text: String,
 }
@@ -181,7 +182,14 @@ impl Arena {
         bulkhead_tests::until("all processes of the VM are gone", || processes() == before);
         neighbour_answers();
         println!("{}", story.lines().next().unwrap_or_default());
-        Story { elapsed, said, stdout_len, files: peak.files, text: story }
+        Story {
+            elapsed,
+            said,
+            stdout_len,
+            files: peak.files,
+            worker_files: worker_peak.files,
+            text: story,
+        }
     }
 
     /// What no guest may change: everything but its share, and some of the host's own.

@@ -79,6 +79,18 @@ fn bytes_written_are_bounded_by_fs_bytes() {
 }
 
 #[test]
+fn files_known_and_open_are_bounded_by_fs_files() {
+    const FILES: usize = 1024;
+    for (attack, counted) in [("fuse_inode_flood", "made"), ("fuse_open_flood", "opened")] {
+        let arena = Arena::with(&format!(r#""limits":{{"fs_files":{FILES}}}"#));
+        let story = arena.attack(attack, End::Through);
+        let count = told(&story, counted);
+        assert!((200..FILES as u64).contains(&count), "{}", story.text);
+        assert!((200..FILES).contains(&story.worker_files), "{}", story.text);
+    }
+}
+
+#[test]
 fn packets_are_bounded_by_vsock_operations() {
     let arena = Arena::with(&limit("vsock", "operations", 100));
     let story = arena.attack("flood_of_packets", End::Through);

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_fs_server::limits::{OPEN_FILES, set_open_files};
 use bulkhead_fs_server::{Options, ShareRoot};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::fs::{Mode, OFlags};
@@ -106,6 +107,7 @@ impl FsWorker {
         let mut arguments = vec![VERB.to_owned()];
         arguments.extend(inherited.iter().map(|fd| fd.as_raw_fd().to_string()));
         arguments.push(jail.to_string());
+        arguments.push(spec.limits.fs_files.unwrap_or(*OPEN_FILES.end()).to_string());
         for share in &spec.shares {
             let mode = match (share.readonly, share.copied) {
                 (true, _) => "ro",
@@ -227,12 +229,18 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
         .to_str()
         .and_then(|word| word.parse().ok())
         .ok_or_else(|| FsWorkerError::Argument(jail.clone()))?;
+    let files = arguments.next().unwrap_or_default();
+    let open_files_max = files
+        .to_str()
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| FsWorkerError::Argument(files.clone()))?;
     let shares = arguments
         .map(|argument| share_root(&argument).ok_or(FsWorkerError::Argument(argument)))
         .collect::<Result<Vec<_>, _>>()?;
     // The jail takes away what this needs.
-    bulkhead_fs_server::limits::raise_open_files();
-    let options = Options { state, proc_self_fd: jail.enter()?, ..Default::default() };
+    set_open_files(open_files_max);
+    let options =
+        Options { state, proc_self_fd: jail.enter()?, open_files_max, ..Default::default() };
     Ok(bulkhead_fs_server::serve(socket, shares, options)?)
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 pub use bulkhead_devices::rate_limiter::{Rate, RateLimits};
 pub use bulkhead_devices::vsock::caps::{self, Caps};
+pub use bulkhead_fs_server::limits::OPEN_FILES;
 use serde::{Deserialize, Serialize};
 
 pub use crate::idmap::IdMap;
@@ -148,6 +149,9 @@ pub struct NetSpec {
 pub struct Limits {
     /// Requests to the file server; the bytes of them and of the room for their replies.
     pub fs: RateLimits,
+    /// The most files the file server has open, nearly all of them for the guest: one of
+    /// [`OPEN_FILES`], of which the last is the default.
+    pub fs_files: Option<u32>,
     /// vsock packets from the guest: its output, and answers of its agent.
     pub vsock: RateLimits,
     /// [`Caps::connections`], if not the default.
@@ -272,6 +276,9 @@ pub enum SpecError {
         caps::BUFFER_BYTES.start(), caps::BUFFER_BYTES.end()
     )]
     VsockCaps(Caps),
+    /// Too few or too many open files.
+    #[error("{files} files asked for; a file server has {} to {} open", OPEN_FILES.start(), OPEN_FILES.end(), files = .0)]
+    FsFiles(u32),
     /// A share name that is no file name, or is there twice.
     #[error("share name {0:?} is not a plain, unique file name")]
     ShareName(String),
@@ -324,6 +331,9 @@ impl VmSpec {
         let caps = self.limits.vsock_caps();
         if !caps.are_possible() {
             return Err(SpecError::VsockCaps(caps));
+        }
+        if let Some(files) = self.limits.fs_files.filter(|files| !OPEN_FILES.contains(files)) {
+            return Err(SpecError::FsFiles(files));
         }
         for (i, share) in self.shares.iter().enumerate() {
             let name = share.name.as_str();
@@ -379,6 +389,7 @@ mod tests {
         let small = limits(r#""vsock_connections":8,"vsock_buffer":4096"#);
         assert_eq!(small.limits.vsock_caps(), Caps { connections: 8, buffer_bytes: 4096 });
         assert_eq!(small.check(), Ok(()));
+        assert_eq!(limits(r#""fs_files":1023"#).check(), Err(SpecError::FsFiles(1023)));
         for bad in [
             r#""vsock_connections":7"#,
             r#""vsock_connections":1025"#,

@@ -16,9 +16,9 @@ pub enum LimitError {
     Name(String),
 }
 
-/// Bytes, and requests, packets or frames, in a second; vsock connections, and bytes of the buffer of
-/// each.
-const NAMES: [&str; 13] = [
+/// Bytes, and requests, packets or frames, in a second; open files, vsock connections, and bytes of the
+/// buffer of each.
+const NAMES: [&str; 14] = [
     "fs-bytes",
     "fs-ops",
     "vsock-bytes",
@@ -30,6 +30,7 @@ const NAMES: [&str; 13] = [
     "net-tx-bytes",
     "net-tx-ops",
     "console-bytes",
+    "fs-files",
     "vsock-connections",
     "vsock-buffer",
 ];
@@ -88,6 +89,7 @@ fn each(
 
 fn place<'l>(limits: &'l mut Limits, name: &str) -> Option<Place<'l>> {
     match name {
+        "fs-files" => return Some(Place::Max(&mut limits.fs_files)),
         "vsock-connections" => return Some(Place::Max(&mut limits.vsock_connections)),
         "vsock-buffer" => return Some(Place::Max(&mut limits.vsock_buffer)),
         _ => {}
@@ -146,6 +148,7 @@ mod tests {
         let json = serde_json::to_string(&of(&texts).unwrap()).unwrap();
         for (n, name) in (1..).zip(NAMES) {
             let value = match name {
+                "fs-files" => format!("\"fs_files\":{n},"),
                 "vsock-connections" => format!("\"vsock_connections\":{n},"),
                 "vsock-buffer" => format!("\"vsock_buffer\":{n},"),
                 _ => format!("{{\"per_second\":{n},\"burst\":{n}}}"),

@@ -9,7 +9,7 @@ use crate::request::memory::{self, MemoryError};
 
 /// The built-in profile hostile, and what it is held to: more than an honest container on its own
 /// gets through on most hosts, and less than what keeps one from others.
-pub const HOSTILE_LIMITS: [&str; 12] = [
+pub const HOSTILE_LIMITS: [&str; 13] = [
     "fs-bytes=512m",
     "fs-ops=20k",
     "vsock-bytes=128m",
@@ -20,6 +20,7 @@ pub const HOSTILE_LIMITS: [&str; 12] = [
     "net-rx-ops=100k",
     "net-tx-bytes=256m",
     "net-tx-ops=100k",
+    "fs-files=256k",
     "vsock-connections=64",
     "vsock-buffer=128k",
 ];

@@ -65,6 +65,20 @@ impl Server {
         plus: bool,
     ) -> Result<(), Errno> {
         let mut entries = lock(&dir.entries);
+        let listed = self.list_entries(inode, dir, &mut entries, asked, reply, plus);
+        entries.settle(&self.batches);
+        listed
+    }
+
+    fn list_entries(
+        &self,
+        inode: &Inode,
+        dir: &OpenDir,
+        entries: &mut Dirents,
+        asked: &ReadIn,
+        reply: &mut Reply<'_>,
+        plus: bool,
+    ) -> Result<(), Errno> {
         entries.seek(&dir.fd, asked.offset)?;
         while let Some(entry) = entries.peek(&dir.fd)? {
             let name = entry.name.to_bytes();

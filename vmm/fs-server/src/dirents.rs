@@ -2,12 +2,18 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 /// Bytes read at once: about 200 entries, which take the guest ten requests.
 const BATCH_LEN: usize = 8 << 10;
+
+/// The most batches that wait for the next request, 8 MiB: a guest may have many more directories open,
+/// which read again what a request left over.
+const KEPT_MAX: usize = 1024;
 
 /// Length of `struct linux_dirent64` before the name.
 const NAME_OFFSET: usize = 19;
@@ -20,8 +26,33 @@ pub struct Dirents {
     /// The part of `batch` not handed out yet.
     start: usize,
     end: usize,
-    /// The cookie (`d_off`) to go on from: that of the last entry handed out.
-    next: u64,
+    /// What lets `batch` wait for the next request.
+    place: Option<Place>,
+    /// The cookie (`d_off`) to go on from: that of the last entry handed out; `None` if the descriptor
+    /// stands elsewhere.
+    next: Option<u64>,
+}
+
+/// Counts the batches that wait.
+#[derive(Clone, Debug, Default)]
+pub struct Batches(Arc<AtomicUsize>);
+
+/// One of them; counted until it is dropped.
+#[derive(Debug)]
+struct Place(Batches);
+
+impl Batches {
+    fn place(&self) -> Option<Place> {
+        let more = |kept: usize| (kept < KEPT_MAX).then_some(kept + 1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Place(self.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// An entry as the host's kernel lists it.
@@ -41,9 +72,9 @@ pub struct Dirent<'a> {
 impl Dirents {
     /// Goes to `cookie`: 0 or the `next` of an entry. Free if reading stands there.
     pub fn seek(&mut self, dir: impl AsFd, cookie: u64) -> Result<(), Errno> {
-        if cookie != self.next || cookie == 0 {
+        if self.next != Some(cookie) || cookie == 0 {
             seek(dir, SeekFrom::Start(cookie))?;
-            (self.start, self.end, self.next) = (0, 0, cookie);
+            (self.start, self.end, self.next) = (0, 0, Some(cookie));
         }
         Ok(())
     }
@@ -66,7 +97,19 @@ impl Dirents {
     /// Goes on to the entry after the one that had `record_len` and `next`.
     pub fn advance(&mut self, (record_len, next): (usize, u64)) {
         self.start = (self.start + record_len).min(self.end);
-        self.next = next;
+        self.next = Some(next);
+    }
+
+    /// A request has been answered: keeps what is left of the batch, if there is a place for it.
+    pub fn settle(&mut self, batches: &Batches) {
+        let left = self.start != self.end;
+        if left && self.place.is_none() {
+            self.place = batches.place();
+        }
+        if self.place.is_none() || !left {
+            let next = if left { None } else { self.next };
+            *self = Self { next, ..Self::default() };
+        }
     }
 }
 
@@ -131,6 +174,40 @@ mod tests {
         for i in [0, 1, 333, 700] {
             assert_eq!(names_from(&dir, &mut entries, all[i].1), all[i + 1..], "from {i}");
         }
+    }
+
+    #[test]
+    fn batches_without_a_place_are_read_again() {
+        let temp = tempfile::tempdir().unwrap();
+        for i in 0..30 {
+            std::fs::write(temp.path().join(format!("file-{i}")), "").unwrap();
+        }
+        let dir = openat(CWD, temp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let all = names_from(&dir, &mut Dirents::default(), 0);
+        let batches = Batches::default();
+        let places: Vec<_> = std::iter::from_fn(|| batches.place()).collect();
+        assert_eq!(places.len(), KEPT_MAX);
+        let mut entries = Dirents::default();
+        let (mut names, mut cookie) = (Vec::new(), 0);
+        // One entry a request, and nothing is kept in between.
+        loop {
+            entries.seek(&dir, cookie).unwrap();
+            let Some(entry) = entries.peek(&dir).unwrap() else { break };
+            names.push((entry.name.to_str().unwrap().to_owned(), entry.next));
+            let position = entry.position();
+            (_, cookie) = position;
+            entries.advance(position);
+            entries.settle(&batches);
+            assert_eq!(entries.batch.capacity(), 0);
+        }
+        assert_eq!(names, all);
+        drop(places);
+        entries.seek(&dir, 0).unwrap();
+        entries.peek(&dir).unwrap();
+        entries.settle(&batches);
+        assert_eq!(batches.0.load(Ordering::Relaxed), 1);
+        drop(entries);
+        assert_eq!(batches.0.load(Ordering::Relaxed), 0);
     }
 
     proptest! {

@@ -19,6 +19,29 @@
 //! - A read-only share is never written to.
 //! - Descriptors held for the guest are bounded ([`limits`]); a guest that wants more gets ENFILE.
 //!
+//! What it can make the server hold or store at once, whatever it asks for:
+//!
+//! | | bound |
+//! |---|---|
+//! | a request, a reply | 1 MiB of file data and the headers (`wire::MESSAGE_MAX`); eight at a time |
+//! | a name; an attribute's name | 255 bytes (attributes': the host's kernel) |
+//! | an attribute's value; a list of attributes | 64 KiB each, one a request |
+//! | known inodes, open files and directories | [`limits::Budget`], of [`Options::open_files_max`] |
+//! | listings between two requests | 1024 directories' of 8 KiB |
+//! | locks | none: the guest's kernel keeps them |
+//! | names, attributes and bytes on the host's disk | the file system's: give it a quota (a project's, or a file system of its own). A budget of the server's own would have to know what is there already, whoever made it, and to charge every change to it |
+//!
+//! What went wrong elsewhere, and the tests that it does not here (`tests/` are this crate's, `hostile` and
+//! `e2e` the project's):
+//!
+//! | | there | tests |
+//! |---|---|---|
+//! | CVE-2020-35517 | a guest made a device node and opened it on the host | `hostile fuse_device_nodes`, `fuse_open_of_what_is_no_file`; `tests/hostile.rs only_regular_files_are_opened`; `e2e device_nodes_are_refused_and_other_files_made` |
+//! | CVE-2020-10717 | a guest's open files used up the host's | `hostile limits::files_known_and_open_are_bounded_by_fs_files`, `fuse_open_flood`, `fuse_inode_flood` |
+//! | CVE-2021-20263 | capabilities of a file outlived a write to it | `tests/mounted.rs writing_drops_file_capabilities`, `writing_clears_set_id_bits` |
+//! | CVE-2022-0358 | a set-group-ID file of a group its maker is not in | `tests/hostile.rs set_group_id_is_the_host_s_to_grant`; `tests/mounted.rs new_files_belong_to_their_maker` |
+//! | CVE-2026-47243 | a server without sandbox and filter: links made by the guest led out of the share | `hostile names_in_symlink`, `fuse_symlinks_out`; `tests/hostile.rs names_never_leave_their_directory`; `e2e the_root_is_empty_and_read_only`, `no_thread_has_a_capability_or_is_without_a_filter` |
+//!
 //! What the guest sees: one file system whose root is a read-only directory with an entry for each
 //! [`ShareRoot`]. The guest's kernel checks permissions (mount with `default_permissions`, as
 //! virtio-fs always does), keeps POSIX and BSD locks (they hold within one VM only), and caches
@@ -86,6 +109,8 @@ pub struct Options {
     /// anything, and this one saves to it. A node ID or handle that the guest remembers of an earlier
     /// server is the same file, or an error (ESTALE, EIO); never another file.
     pub state: Option<File>,
+    /// The most files it may have open, one of [`limits::OPEN_FILES`]: nearly all of them are the guest's.
+    pub open_files_max: u32,
     /// The most threads; the first is the caller's, more are started when requests wait for I/O.
     pub threads_max: usize,
 }
@@ -97,6 +122,7 @@ impl Default for Options {
             attr_timeout: Duration::from_secs(1),
             proc_self_fd: None,
             state: None,
+            open_files_max: *limits::OPEN_FILES.end(),
             threads_max: 8,
         }
     }
@@ -148,8 +174,8 @@ pub enum ServeError {
 /// length that its own FUSE header begins with, until the other side closes it.
 ///
 /// Made to be all that a process does: it takes over the calling thread, whose working directory,
-/// umask and supplementary groups it changes (other threads keep theirs), and raises the process's
-/// limit of open files as far as it may.
+/// umask and supplementary groups it changes (other threads keep theirs), and sets the process's
+/// limit of open files.
 pub fn serve(socket: OwnedFd, shares: Vec<ShareRoot>, options: Options) -> Result<(), ServeError> {
     let threads_max = options.threads_max.max(1);
     let server = server::Server::new(shares, options)?;

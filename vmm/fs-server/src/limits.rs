@@ -1,13 +1,16 @@
 //! How many descriptors the guest may make this process hold.
 
+use std::ops::RangeInclusive;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors kept back for the server itself: its socket, /proc, the shares, and what each
 /// thread opens for the length of one request.
 pub const RESERVED: usize = 64;
 
-/// The most open files worth asking for: the kernel's default `fs.nr_open`.
-const OPEN_FILES_WANTED: u64 = 1 << 20;
+/// How many files the server may be let have open. A container starts with a hundred; the kernel's
+/// default `fs.nr_open` is all there is.
+pub const OPEN_FILES: RangeInclusive<u32> = 1024..=1 << 20;
 
 /// The most handles, whatever the limit is: a guest with more open files than this has lost track.
 const HANDLES_MAX: usize = 1 << 16;
@@ -30,20 +33,18 @@ impl Budget {
     }
 }
 
-/// Raises the soft limit of open files, and the hard one if this process may; returns the limit.
-pub fn raise_open_files() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.maximum.is_some_and(|maximum| maximum < OPEN_FILES_WANTED) {
-        let wanted = Some(OPEN_FILES_WANTED);
+/// Sets both limits of open files to `max`, or to the hard limit if that is lower and this process may
+/// not raise it; returns what is in force. It is final: not even a server that fell gets more.
+pub fn set_open_files(max: u32) -> usize {
+    let max = u64::from(max);
+    let set = |to| setrlimit(Resource::Nofile, Rlimit { current: Some(to), maximum: Some(to) });
+    if set(max).is_err() {
         // Refused without CAP_SYS_RESOURCE; the hard limit as it is then has to do.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum: wanted });
+        let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(max);
+        let _ = set(hard.min(max));
     }
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let current = Some(maximum.map_or(OPEN_FILES_WANTED, |max| max.min(OPEN_FILES_WANTED)));
-    // Refused where the hard limit was lowered behind our back; what counts is read below.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
-    let current = getrlimit(Resource::Nofile).current.unwrap_or(OPEN_FILES_WANTED);
-    usize::try_from(current.min(OPEN_FILES_WANTED)).unwrap_or(usize::MAX)
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(max);
+    usize::try_from(current.min(max)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

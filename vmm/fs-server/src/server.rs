@@ -11,9 +11,10 @@ use rustix::process::{fchdir, umask};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::credentials::Credentials;
+use crate::dirents::Batches;
 use crate::handles::Handles;
 use crate::inodes::{Found, Inode, Inodes};
-use crate::limits::{Budget, raise_open_files};
+use crate::limits::{Budget, set_open_files};
 use crate::root::Root;
 use crate::state::State;
 use crate::wire::{
@@ -49,6 +50,8 @@ pub struct Server {
     pub(crate) root: Root,
     pub(crate) inodes: Inodes,
     pub(crate) handles: Handles,
+    /// Of open directories.
+    pub(crate) batches: Batches,
     pub(crate) credentials: Credentials,
     pub(crate) options: Options,
     /// /proc/self/fd: the way from an O_PATH descriptor to one for I/O.
@@ -80,12 +83,12 @@ impl Server {
         };
         prepare_thread(&proc).map_err(ServeError::Thread)?;
         let state = State::read(options.state.as_ref())?;
-        let budget = Budget::of(raise_open_files());
+        let budget = Budget::of(set_open_files(options.open_files_max));
         let inodes = Inodes::new(budget.inodes, state.numbers().last_node);
         let root = Root::new(shares, &inodes, &state)?;
         let handles = Handles::new(budget.handles, state.numbers().last_handle);
-        let credentials = Credentials::new();
-        let server = Self { root, inodes, handles, credentials, options, proc };
+        let (batches, credentials) = (Batches::default(), Credentials::new());
+        let server = Self { root, inodes, handles, batches, credentials, options, proc };
         server.restore(&state);
         Ok(server)
     }

@@ -204,7 +204,7 @@ fn fuse_inode_flood() {
         for (i, place) in [10_000, 1_000, 100, 10, 1].into_iter().enumerate() {
             name[6 + i] = b'0' + (number / place % 10) as u8;
         }
-        let mode = 0o644u32.to_le_bytes();
+        let mode = 0o100_644u32.to_le_bytes();
         if fs.call(op::MKNOD, share, &[&mode, &[0; 12], &name]).errno != 0 {
             break;
         }
@@ -213,6 +213,9 @@ fn fuse_inode_flood() {
         fs.call(op::UNLINK, share, &[&name]);
     }
     crate::print_count("made ", made);
+    if made == 0 {
+        fail("no file is made");
+    }
     sane();
 }
 
