@@ -274,6 +274,11 @@ impl VirtioDevice for Net {
         read_config(&self.config_space(), offset, data);
     }
 
+    /// The link's status is there.
+    fn config_is_constant(&self) -> bool {
+        false
+    }
+
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         if let Some(index) = active.queues.iter().position(|queue| !queue.ready()) {
             return Err(ActivateError::QueueNotReady { device: self.name(), index });

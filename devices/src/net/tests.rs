@@ -105,6 +105,8 @@ fn the_configuration_says_what_was_asked_for() {
     let mut config = [0xaa; 16];
     wire.driver.read_config(0, &mut config);
     assert_eq!(config[..6], MAC);
+    let vendor = wire.driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_VENDOR_ID);
+    assert_eq!(vendor, u32::from_le_bytes(*b"BULK"), "the link's status may change");
     assert_eq!(config[6..], [1, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(wire.driver.offered_features() & 1 << VIRTIO_NET_F_MTU, 0);
 

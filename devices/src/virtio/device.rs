@@ -89,6 +89,10 @@ pub trait VirtioDevice: Any + Send {
     fn queue_sizes_max(&self) -> &[u16];
     /// Reads the device's configuration space. Bytes beyond it stay as they are (zero).
     fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Whether the configuration space never changes: drivers are told so by the vendor ID.
+    fn config_is_constant(&self) -> bool {
+        true
+    }
     /// Writes the device's configuration space; out of bounds or read-only is ignored.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Starts work on the queues.

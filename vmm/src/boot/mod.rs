@@ -2,6 +2,7 @@
 //! MP table and the boot protocol's data.
 
 mod bzimage;
+mod elf;
 mod initramfs;
 mod mptable;
 mod pvh;
@@ -16,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout;
 
+pub use elf::ElfError;
 pub use initramfs::InitramfsError;
 
 /// Where and how the boot CPU starts.
@@ -41,7 +43,17 @@ pub enum BootError {
     /// Neither ELF nor bzImage.
     #[error("the kernel {0} is neither an ELF vmlinux nor a bzImage")]
     Format(PathBuf),
-    /// linux-loader does not take it.
+    /// An ELF kernel that is not one, or does not fit.
+    #[error("the kernel {path} cannot be loaded into {mib} MiB of memory: {source}")]
+    LoadElf {
+        /// The kernel.
+        path: PathBuf,
+        /// Memory size.
+        mib: u64,
+        /// What failed.
+        source: ElfError,
+    },
+    /// linux-loader does not take a bzImage.
     #[error("the kernel {path} cannot be loaded into {mib} MiB of memory: {source}")]
     Load {
         /// The kernel.
@@ -79,11 +91,11 @@ pub fn load(
     let mut image =
         File::open(kernel).map_err(|source| BootError::Open { path: kernel.to_owned(), source })?;
     let mut magic = [0; 4];
-    let elf = image.read_exact(&mut magic).is_ok() && magic == *b"\x7fELF";
+    let is_elf = image.read_exact(&mut magic).is_ok() && magic == *b"\x7fELF";
     let rewound = image.rewind();
     rewound.map_err(|source| BootError::Open { path: kernel.to_owned(), source })?;
     let initramfs = |kernel_end| initramfs::load(memory, init, kernel_end);
-    if elf {
+    if is_elf {
         let (entry, kernel_end) = pvh::load_kernel(memory, kernel, &mut image)?;
         pvh::write_start_info(memory, initramfs(kernel_end)?)?;
         Ok(entry)
@@ -99,9 +111,12 @@ fn load_error(
     memory: &GuestMemory,
     path: &Path,
 ) -> impl FnOnce(linux_loader::loader::Error) -> BootError {
-    let mib = memory.iter().map(GuestMemoryRegion::len).sum::<u64>();
-    let path = path.to_owned();
-    move |source| BootError::Load { path, mib: mib >> 20, source }
+    let (path, mib) = (path.to_owned(), mib(memory));
+    move |source| BootError::Load { path, mib, source }
+}
+
+fn mib(memory: &GuestMemory) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum::<u64>() >> 20
 }
 
 /// A range of guest memory.

@@ -4,14 +4,12 @@ use std::fs::File;
 use std::path::Path;
 
 use bulkhead_devices::GuestMemory;
-use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::boot::{BootError, Entry, Placed, load_error};
+use crate::boot::{BootError, Entry, Placed, elf, mib};
 use crate::layout;
 
 /// XEN_HVM_START_MAGIC_VALUE
@@ -25,12 +23,10 @@ pub fn load_kernel(
     path: &Path,
     image: &mut File,
 ) -> Result<(Entry, u64), BootError> {
-    let high = Some(GuestAddress(layout::HIGH_MEMORY_START));
-    let loaded = Elf::load(memory, None, image, high).map_err(load_error(memory, path))?;
-    match loaded.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(entry) => Ok((Entry::Pvh(entry), loaded.kernel_end)),
-        _ => Err(BootError::NoPvh(path.to_owned())),
-    }
+    let loaded = elf::load(memory, image, layout::HIGH_MEMORY_START)
+        .map_err(|source| BootError::LoadElf { path: path.to_owned(), mib: mib(memory), source })?;
+    let entry = loaded.pvh_entry.ok_or_else(|| BootError::NoPvh(path.to_owned()))?;
+    Ok((Entry::Pvh(entry), loaded.end))
 }
 
 /// Writes `hvm_start_info`, the memory map and the module list.
@@ -84,7 +80,9 @@ pub fn usable(memory: &GuestMemory) -> Vec<Placed> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rustix::fs::FallocateFlags;
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
 
     const PAGE: u64 = 4096;
     const PT_LOAD: u32 = 1;
@@ -115,11 +113,21 @@ mod tests {
         file
     }
 
-    fn load(bytes: &[u8]) -> (std::sync::Arc<GuestMemory>, Result<(Entry, u64), BootError>) {
+    type Loaded = (std::sync::Arc<GuestMemory>, Result<(Entry, u64), BootError>);
+
+    fn load(bytes: &[u8]) -> Loaded {
+        load_file(&mut file_of(bytes))
+    }
+
+    fn file_of(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn load_file(file: &mut File) -> Loaded {
         let memory = crate::memory::create(64).unwrap();
-        let loaded = load_kernel(&memory, Path::new("kernel"), &mut file);
+        let loaded = load_kernel(&memory, Path::new("kernel"), file);
         (memory, loaded)
     }
 
@@ -133,6 +141,29 @@ mod tests {
         for (i, byte) in (0u64..).zip(&got) {
             let wanted = if i < 2 * PAGE + 10 { (i % 251) as u8 } else { 0 };
             assert_eq!(*byte, wanted, "byte {i}");
+        }
+    }
+
+    #[test]
+    fn holes_are_zero_and_constant_data_is_the_files_own() {
+        for (flags, is_mapped) in [(7, false), (5, false), (4, true)] {
+            let mut bytes = kernel();
+            bytes[68] = flags;
+            let mut file = file_of(&bytes);
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&file, hole, 2 * PAGE, PAGE).unwrap();
+            let (memory, loaded) = load_file(&mut file);
+            loaded.unwrap();
+            file.write_all_at(b"later", PAGE).unwrap();
+            let mut got = vec![0; 4 * PAGE as usize];
+            memory.read_slice(&mut got, GuestAddress(16 << 20)).unwrap();
+            let wanted = |i: u64| match i {
+                0..5 if is_mapped => b"later"[i as usize],
+                PAGE..8192 => 0,
+                i if i < 2 * PAGE + 10 => (i % 251) as u8,
+                _ => 0,
+            };
+            assert!((0u64..).zip(&got).all(|(i, byte)| *byte == wanted(i)), "flags {flags}");
         }
     }
 

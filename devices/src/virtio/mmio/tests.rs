@@ -98,6 +98,7 @@ fn says_what_it_is() {
     assert_eq!(driver.read(VIRTIO_MMIO_MAGIC_VALUE), u32::from_le_bytes(*b"virt"));
     assert_eq!(driver.read(VIRTIO_MMIO_VERSION), 2);
     assert_eq!(driver.read(VIRTIO_MMIO_DEVICE_ID), 42);
+    assert_eq!(driver.read(VIRTIO_MMIO_VENDOR_ID), u32::from_le_bytes(*b"BULC"));
     assert_eq!(driver.offered_features(), FEATURE | EVENT_IDX | VERSION_1);
     driver.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 2);
     assert_eq!(driver.read(VIRTIO_MMIO_DEVICE_FEATURES), 0);
