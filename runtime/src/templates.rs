@@ -70,6 +70,10 @@ pub struct Snapshot {
     pub state: File,
     /// The memory file.
     pub memory: File,
+    /// What the memory file is, or may be, the difference from.
+    pub base: Option<File>,
+    /// Where the file is that memory made from it is a mapping of, if it has a name.
+    pub mapped: Option<PathBuf>,
 }
 
 /// A template's files, open.
@@ -139,7 +143,7 @@ impl Templates {
             let file = rustix::fs::open(&self.0, flags, Mode::from(0o600));
             file.map(File::from).map_err(failed("make a file in", &self.0))
         };
-        Ok(Snapshot { state: create()?, memory: create()? })
+        Ok(Snapshot { state: create()?, memory: create()?, base: None, mapped: None })
     }
 
     /// Removes what has been there longest, beyond a number; who uses it has it open.
@@ -171,13 +175,14 @@ impl Snapshot {
     /// Opens one. Whether it is whole, and of the right VM, is for the VMM to see.
     pub fn open(dir: &Path) -> Result<Self, TemplateError> {
         let [state, memory] = Self::files(dir);
-        Ok(Self { state: open(state)?, memory: open(memory)? })
+        let mapped = Some(memory.clone());
+        Ok(Self { state: open(state)?, memory: open(memory)?, base: None, mapped })
     }
 
     /// Makes empty files for one.
     pub fn create(dir: &Path) -> Result<Self, TemplateError> {
         let [state, memory] = Self::files(dir);
-        Ok(Self { state: create(state)?, memory: create(memory)? })
+        Ok(Self { state: create(state)?, memory: create(memory)?, base: None, mapped: None })
     }
 }
 
@@ -185,7 +190,7 @@ impl Template {
     /// Opens a template that is whole.
     fn open(dir: &Path, vm: &VmSpec) -> Result<Self, TemplateError> {
         let template = Self { snapshot: Snapshot::open(dir)?, working_set: open(dir.join(PAGES))? };
-        let Snapshot { state, memory } = &template.snapshot;
+        let Snapshot { state, memory, .. } = &template.snapshot;
         let len = memory.metadata().map_err(failed("examine", dir))?.len();
         if len != u64::from(vm.memory_mib) << 20 {
             return Err(SnapshotError::Damaged("its memory has not the length of a VM's").into());

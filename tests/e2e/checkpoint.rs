@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -30,6 +31,30 @@ fn lines(path: &Path) -> usize {
     fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
+/// Saves a container that was restored, as what has changed since; returns where.
+fn save_difference(bundle: &Bundle) -> PathBuf {
+    let difference = bundle.host.path("difference");
+    let mut again = bundle.host.bulkhead(["checkpoint", "--image-path"]);
+    again.arg(&difference).arg("one");
+    finish(again).ok();
+    let blocks = |path: &Path| fs::metadata(path).expect("a file").blocks();
+    let (whole, changed) = (blocks(&difference.join("base")), blocks(&difference.join("memory")));
+    assert!(changed * 3 < whole, "{changed} of {whole} blocks");
+    difference
+}
+
+fn other_bases_are_refused(bundle: &Bundle, difference: &Path, options: &[&str]) {
+    let base = difference.join("base");
+    let other = bundle.host.path("other");
+    fs::copy(&base, &other).and_then(|_| fs::rename(&other, &base)).expect("a copy");
+    let file = fs::File::options().write(true).open(&base).expect("a file");
+    file.write_all_at(b"x", 20 << 20).expect("a byte");
+    let restore = || finish(bundle.command("restore", options, "two"));
+    restore().fails(1, "was changed since it was made");
+    fs::remove_file(&base).expect("it was there");
+    restore().fails(1, "its base, which is not there");
+}
+
 #[test]
 fn a_saved_container_goes_on_where_it_was() {
     let bundle = Bundle::new(COUNTER);
@@ -54,7 +79,17 @@ fn a_saved_container_goes_on_where_it_was() {
     fs::remove_file(rootfs.join("replaced")).expect("it was there");
     fs::write(rootfs.join("replaced"), "another\n").expect("a file");
 
-    let restored = start(bundle.command("restore", &["--image-path", image], "one"));
+    let restore = |options: &[&str]| {
+        let options = [&["--image-path", image][..], options].concat();
+        bundle.command("restore", &options, "one")
+    };
+    leave(restore(&["--detach"]));
+    until("it goes on", || lines(&log) > counted + 2);
+    let difference = save_difference(&bundle);
+    let options = ["--image-path", difference.to_str().expect("a plain path")];
+    let counted = lines(&log);
+
+    let restored = start(bundle.command("restore", &options, "one"));
     until("it goes on", || lines(&log) > counted + 2);
     let exec = |script: &str| {
         finish(bundle.host.bulkhead(["exec", "one", "sh", "-c", script])).ok().trim().to_owned()
@@ -72,6 +107,7 @@ fn a_saved_container_goes_on_where_it_was() {
         fs::read_to_string(&log).expect("a log").lines().filter_map(|n| n.parse().ok()).collect();
     assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
 
+    other_bases_are_refused(&bundle, &difference, &options);
     let state = Path::new(image).join("state");
     let whole = fs::read(&state).expect("a state file");
     fs::write(&state, &whole[..whole.len() - 1]).expect("a shorter one");

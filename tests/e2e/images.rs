@@ -337,8 +337,9 @@ fn a_clone_writes_to_a_layer_of_its_own() {
         );
     }
     ask("two", "touch /go").ok();
-    // It goes when it ends, as one of run does.
-    until("two has ended", || finish(images.bulkhead(["state", "two"])).code == 1);
+    let state = || finish(images.bulkhead(["state", "two"])).ok();
+    until("two has ended", || state().contains("\"stopped\""));
+    finish(images.bulkhead(["delete", "--force", "two"])).ok();
     finish(images.bulkhead(["delete", "--force", "three"])).ok();
     ask("one", "touch /go").ok();
     assert_eq!(wait(one).ok(), "one\n");

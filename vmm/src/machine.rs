@@ -34,7 +34,7 @@ use crate::marks::Marks;
 use crate::memory::{self, MemoryError};
 use crate::net::{self, Place, Places};
 use crate::save_point::SavePoint;
-use crate::saved::{Order, Saved};
+use crate::saved::{Order, Saved, Source};
 use crate::snapshot::SnapshotError;
 use crate::spec::{CONSOLE_RATE, SpecError, VmSpec};
 use crate::timeline::Timeline;
@@ -91,6 +91,8 @@ pub struct Machine {
     pub(crate) order: Option<Order>,
     pub(crate) timeline: Timeline,
     pub(crate) memory: Arc<GuestMemory>,
+    /// `None` if the VM booted.
+    pub(crate) source: Option<Source>,
     pub(crate) memory_mib: u32,
     pub(crate) jail: Jail,
     pub(crate) fs_worker: FsWorker,
@@ -144,10 +146,8 @@ impl Machine {
             Some(saved) => saved.restore_vcpus(&vm)?,
             None => boot_vcpus(spec, &vm, &memory, bus.mmio.len() as u32, timeline)?,
         };
-        if let Some(saved) = &saved {
-            // Behind the interrupt controllers, which would forget what devices have to say.
-            saved.restore_devices(&bus.mmio)?;
-        }
+        // Behind the interrupt controllers, which would forget what devices have to say.
+        saved.as_ref().map(|saved| saved.restore_devices(&bus.mmio)).transpose()?;
         count_exits(&vcpus, timeline);
         let control = spec.control_fd.map(|fd| control(fd, &mut events)).transpose()?;
         jail.enter(spec)?;
@@ -163,6 +163,7 @@ impl Machine {
             order,
             timeline: timeline.clone(),
             memory,
+            source: saved.as_ref().map(Saved::source).transpose()?,
             memory_mib: spec.memory_mib,
             jail,
             fs_worker,

@@ -102,6 +102,9 @@ pub struct SnapshotFiles {
     pub state_fd: i32,
     /// The memory file.
     pub memory_fd: i32,
+    /// The memory file that this one may be the difference from.
+    #[serde(default)]
+    pub base_fd: Option<i32>,
 }
 
 /// A host directory or single file that the guest may see.
@@ -312,7 +315,8 @@ impl VmSpec {
         let taps = self.nets.iter().map(|net| net.tap_fd);
         let shares = self.shares.iter().map(|share| share.fd);
         let snapshots = [&self.template, &self.restore].into_iter().flatten();
-        let snapshots = snapshots.flat_map(|files| [Some(files.state_fd), Some(files.memory_fd)]);
+        let snapshots = snapshots
+            .flat_map(|files| [Some(files.state_fd), Some(files.memory_fd), files.base_fd]);
         let all = own.chain(taps).chain(shares).chain(snapshots).flatten();
         all.chain(self.keep_fds.iter().copied())
     }

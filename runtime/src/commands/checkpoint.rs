@@ -10,8 +10,8 @@ use bulkhead_vmm::control::Then;
 use super::delete;
 use super::oci::{self, OciError};
 use crate::args::oci::CheckpointArgs;
-use crate::oci::checkpoint;
 use crate::oci::log::Log;
+use crate::oci::{base, checkpoint};
 use crate::state::Root;
 use crate::templates::Snapshot;
 
@@ -31,9 +31,17 @@ pub fn run(args: &CheckpointArgs, root: &Root, log: &Log) -> Result<(), OciError
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder.create(dir).map_err(|source| OciError::Write { path: dir.to_owned(), source })?;
-    let files = Snapshot::create(dir)?;
+    let mut files = Snapshot::create(dir)?;
+    files.base = container.record.memory.as_deref().and_then(|memory| base::link(memory, dir));
     let then = if args.leave_running { Then::GoOn } else { Then::End };
-    if let Err(error) = checkpoint::save(&container, &files, then) {
+    let saved = checkpoint::save(&container, &mut files, then).and_then(|_| match &files.base {
+        Some(base) => Ok(base::seal(dir, base)?),
+        None => {
+            base::forget(dir);
+            Ok(())
+        }
+    });
+    if let Err(error) = saved {
         forget(dir);
         return Err(error);
     }
@@ -51,4 +59,5 @@ fn forget(dir: &Path) {
     for file in Snapshot::files(dir) {
         let _ = fs::remove_file(file);
     }
+    base::forget(dir);
 }

@@ -1,5 +1,7 @@
 //! `bulkhead clone`: a second container that goes on from where a running one is now.
 
+use std::fs::File;
+
 use bulkhead_image::store::{Container as ImageRoot, Store};
 use bulkhead_vmm::control::Then;
 use bulkhead_vmm::spec::VmSpec;
@@ -25,9 +27,11 @@ pub fn run(args: &CloneArgs, root: &Root, global: &Global, log: &Log) -> Result<
     let id = ContainerId::try_from(args.new.as_str())?;
     let network = args.network.as_deref().map(request::network).transpose()?;
     // Nobody else's, and gone with the last VM that uses it.
-    let files = Templates::of_this_user()?.nameless()?;
+    let mut files = Templates::of_this_user()?.nameless()?;
+    files.base = container.record.memory.as_ref().and_then(|memory| File::open(memory).ok());
     if let (Some(vm), Some(process)) = (&container.record.vm, container.process()?) {
-        let image = save(&container, vm, &files)?;
+        let image = save(&container, vm, &mut files)?;
+        name(&mut files, &container);
         let network = network.flatten();
         let (record, network) = (&container.record, network.as_deref());
         let fork = Fork { record, process: &process, files: &files, image, network };
@@ -42,7 +46,8 @@ pub fn run(args: &CloneArgs, root: &Root, global: &Global, log: &Log) -> Result<
         vmm.let_go();
         return Ok(0);
     }
-    checkpoint::save(&container, &files, Then::GoOn)?;
+    checkpoint::save(&container, &mut files, Then::GoOn)?;
+    name(&mut files, &container);
     let bundle = args.bundle.bundle.clone().or_else(|| Some(container.record.bundle.clone()));
     let bundle = BundleArgs { bundle, ..args.bundle.clone() };
     let network = network.map(|path| path.map_or(Network::Own, Network::Joined));
@@ -52,11 +57,16 @@ pub fn run(args: &CloneArgs, root: &Root, global: &Global, log: &Log) -> Result<
     run_bundle::attend(wanted, false, root, log)
 }
 
+/// A clone that is the difference from the same base has its memory mapped from that, too.
+fn name(files: &mut Snapshot, original: &Container) {
+    files.mapped = original.record.memory.clone().filter(|_| files.base.is_some());
+}
+
 /// Saves a container of `bulkhead run`. It stands until the writable layer of its image is copied.
 fn save(
     container: &Container,
     vm: &VmSpec,
-    files: &Snapshot,
+    files: &mut Snapshot,
 ) -> Result<Option<ImageRoot>, OciError> {
     let Some(written) = &container.record.image else {
         checkpoint::save(container, files, Then::GoOn)?;

@@ -10,6 +10,7 @@ use bulkhead_vmm::control::ClientError;
 
 use crate::agent::AgentError;
 use crate::delegate::DelegateError;
+use crate::oci::base::BaseError;
 use crate::oci::cgroup::CgroupError;
 use crate::oci::console::ConsoleError;
 use crate::oci::container::{Container, ContainerError};
@@ -47,6 +48,8 @@ pub enum OciError {
     Plug(#[from] PlugError),
     #[error(transparent)]
     Request(#[from] RequestError),
+    #[error(transparent)]
+    Base(#[from] BaseError),
     #[error(transparent)]
     Snapshot(#[from] TemplateError),
     #[error(

@@ -3,6 +3,7 @@
 use super::oci::OciError;
 use super::run_bundle;
 use crate::args::oci::{Global, RestoreArgs};
+use crate::oci::base;
 use crate::oci::create::{Origin, Wanted};
 use crate::oci::id::ContainerId;
 use crate::oci::log::Log;
@@ -12,7 +13,12 @@ use crate::templates::Snapshot;
 /// Restores it; returns its exit code, or 0 if it is left behind.
 pub fn run(args: &RestoreArgs, root: &Root, global: &Global, log: &Log) -> Result<u8, OciError> {
     let id = ContainerId::try_from(args.id.as_str())?;
-    let files = Snapshot::open(&args.image_path)?;
+    let dir = args.image_path.as_path();
+    let mut files = Snapshot::open(dir)?;
+    files.base = base::open(dir)?;
+    if files.base.is_some() {
+        files.mapped = Some(base::path(dir));
+    }
     let (origin, systemd_cgroup) = (Origin::Checkpoint(&files), global.systemd_cgroup);
     let (bundle, detach) = (&args.bundle, args.detach);
     let wanted = Wanted { id: &id, args: bundle, detach, systemd_cgroup, origin };

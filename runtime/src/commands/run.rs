@@ -140,7 +140,7 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
         Err(error) => return unreachable(vmm, error),
     };
     let layer = image.as_ref().map(|(container, _)| container.path().to_owned());
-    write_down(&dir, &vmm, started_as, layer, &process)?;
+    write_down(&dir, &vmm, started_as, course.mapped(), layer, &process)?;
     let raw_wanted = request.tty && request.interactive;
     let session = Session::new(vmm, agent, signals, facts.window, raw_wanted, &timeline);
     let session = session.with_stop_signal(facts.image.and_then(|image| image.stop_signal));
@@ -168,6 +168,7 @@ fn write_down(
     dir: &VmDir,
     vmm: &Vmm,
     vm: VmSpec,
+    memory: Option<PathBuf>,
     image: Option<PathBuf>,
     process: &Process,
 ) -> Result<(), RunError> {
@@ -181,6 +182,7 @@ fn write_down(
         cgroups_path: None,
         systemd_cgroup: false,
         vm: Some(vm),
+        memory,
         image,
         process: HostProcess::identify(vmm.pid()).map_err(RunError::Session)?,
         phase: Phase::Running,

@@ -6,31 +6,38 @@
 //!                                                  └──▶ processes thawed ──▶ the agent's answer
 //! ```
 
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use bulkhead_protocol::rpc::agent::{CheckpointRequest, CheckpointResponse};
 use bulkhead_vmm::control::{Client, Then};
+use bulkhead_vmm::snapshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::container::Container;
 use crate::agent::AgentError;
 use crate::commands::oci::{OciError, PATIENCE};
-use crate::templates::Snapshot;
+use crate::templates::{Snapshot, TemplateError};
 
 /// How long the agent may take to freeze the processes, and the VMM to write its memory to a disk.
 const SAVE_MAX: Duration = Duration::from_secs(600);
 
-/// Saves a running container to empty files. If it is to stand then, it does for as long as what is
-/// returned is there.
-pub fn save(container: &Container, files: &Snapshot, then: Then) -> Result<Client, OciError> {
+/// Saves a running container to empty files, as the difference from a base if it is that one's; else
+/// there is no base any more. If it is to stand then, it does for as long as what is returned is there.
+pub fn save(container: &Container, files: &mut Snapshot, then: Then) -> Result<Client, OciError> {
     let (id, status) = (container.id.clone(), container.status());
     if !status.can_pause() {
         return Err(OciError::Status { verb: "save", id, status });
     }
     let mut agent = container.agent(PATIENCE)?;
     let mut control = container.control()?;
-    control.snapshot(files.state.as_fd(), files.memory.as_fd(), then)?;
+    let pagemap = files.base.as_ref().and_then(|_| pagemap(container));
+    let mut sent = vec![files.state.as_fd(), files.memory.as_fd()];
+    if let (Some(base), Some(pagemap)) = (&files.base, &pagemap) {
+        sent.extend([base.as_fd(), pagemap.as_fd()]);
+    }
+    control.snapshot(&sent, then)?;
     let call = agent.send("Checkpoint", &CheckpointRequest::default(), PATIENCE)?;
     // An agent that cannot says so, and then nothing is saved.
     let mut fds = [PollFd::new(&control, PollFlags::IN), PollFd::new(&agent, PollFlags::IN)];
@@ -53,5 +60,18 @@ pub fn save(container: &Container, files: &Snapshot, then: Then) -> Result<Clien
     if saved && then == Then::GoOn {
         answer()?;
     }
+    let state = snapshot::read(&files.state).map_err(TemplateError::from)?;
+    if state.own_pages.is_none() {
+        files.base = None;
+    }
     Ok(control)
+}
+
+/// Which pages its VMM has of its own, as only its kernel knows. `None` where we may not look: the
+/// snapshot is whole then.
+fn pagemap(container: &Container) -> Option<File> {
+    let vmm = container.record.process;
+    let pagemap = File::open(format!("/proc/{}/pagemap", vmm.pid)).ok()?;
+    // Only now: while it lives, its ID is nobody else's.
+    vmm.find().map(|_| pagemap)
 }

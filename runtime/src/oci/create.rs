@@ -215,6 +215,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let console = console(wanted, &spec)?;
     let terminal = console.as_ref().map(|console| console.slave.try_clone()).transpose();
     let mut record = record(wanted, &bundle);
+    record.memory = course.mapped();
     let interfaces = vm.nets.len();
     let limits = Limits::of_vm(&vm, resources(&bundle), walls.cpus);
     let cgroup = cgroup(&record, &limits)?;
@@ -328,6 +329,7 @@ fn record(wanted: Wanted<'_>, bundle: &Bundle) -> Record {
         cgroups_path: linux.and_then(|linux| linux.cgroups_path().clone()),
         systemd_cgroup: wanted.systemd_cgroup,
         vm: None,
+        memory: None,
         image: None,
         process: HostProcess { pid: 0, start_ticks: 0 },
         phase,

@@ -66,6 +66,7 @@ impl Fork<'_> {
             id: id.to_string(),
             created: clock::now_rfc3339(),
             process: detached.process,
+            memory: course.mapped(),
             image: self.image.as_ref().map(|image| image.path().to_owned()),
             vm: Some(VmSpec { nets: Vec::new(), ..wanted }),
             ..self.record.clone()

@@ -51,6 +51,7 @@
 //! | solaris, windows, vm, zos, unknown fields | ignored |
 
 pub mod background;
+pub mod base;
 pub mod bundle;
 pub mod cgroup;
 pub mod checkpoint;

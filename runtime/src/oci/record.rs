@@ -48,6 +48,9 @@ pub struct Record {
     /// mean nothing.
     #[serde(default)]
     pub vm: Option<VmSpec>,
+    /// The memory file that its VM's memory is a mapping of, if there is one of that name still.
+    #[serde(default)]
+    pub memory: Option<PathBuf>,
     /// The directory, in the store of images, of its root's writable layer, if it has one.
     #[serde(default)]
     pub image: Option<PathBuf>,

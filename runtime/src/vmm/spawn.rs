@@ -35,6 +35,15 @@ impl<'a> Course<'a> {
         template.map_or(Self::Boot, Self::Clone)
     }
 
+    /// The file that the VM's memory will be a mapping of, if it has a name.
+    pub fn mapped(self) -> Option<PathBuf> {
+        match self {
+            Self::Clone(files) => files.snapshot.mapped.clone(),
+            Self::Restore(files) => files.mapped.clone(),
+            Self::Boot | Self::Save(_) => None,
+        }
+    }
+
     fn saves_to(self) -> Option<SnapshotFiles> {
         if let Self::Save(files) = self { Some(snapshot_files(&files.snapshot)) } else { None }
     }
@@ -53,7 +62,11 @@ impl<'a> Course<'a> {
 }
 
 fn snapshot_files(files: &Snapshot) -> SnapshotFiles {
-    SnapshotFiles { state_fd: files.state.as_raw_fd(), memory_fd: files.memory.as_raw_fd() }
+    SnapshotFiles {
+        state_fd: files.state.as_raw_fd(),
+        memory_fd: files.memory.as_raw_fd(),
+        base_fd: files.base.as_ref().map(AsRawFd::as_raw_fd),
+    }
 }
 
 /// Binds the VM's sockets in `dir` and starts `program` with `spec`, which says already what is the

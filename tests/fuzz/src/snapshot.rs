@@ -56,6 +56,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let state = VmState {
         cpu: Cpu::of_this_host(),
         memory_mib: 128,
+        own_pages: None,
         files: vec![1, 2],
         vcpus: Vec::new(),
         interrupts: InterruptState::default(),

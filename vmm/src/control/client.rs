@@ -85,17 +85,11 @@ impl Client {
         }
     }
 
-    /// Has the VM saved to two empty files when its agent next stands still.
+    /// Has the VM saved to files when its agent next stands still; see [`Request::Snapshot`].
     /// The agent may be asked for that once this returns; [`Client::saved`] waits for it.
-    pub fn snapshot(
-        &mut self,
-        state: BorrowedFd<'_>,
-        memory: BorrowedFd<'_>,
-        then: Then,
-    ) -> Result<(), ClientError> {
+    pub fn snapshot(&mut self, files: &[BorrowedFd<'_>], then: Then) -> Result<(), ClientError> {
         let line = line(Request::Snapshot { then })?;
-        let files = [state, memory];
-        let sent = descriptor::send(&self.0, &line, &files).map_err(ClientError::Broken)?;
+        let sent = descriptor::send(&self.0, &line, files).map_err(ClientError::Broken)?;
         match self.call(&line[sent..])? {
             Response::Ready => Ok(()),
             _ => Err(ClientError::Nonsense),

@@ -45,7 +45,8 @@ pub enum Request {
         mtu: Option<u16>,
     },
     /// Saves the VM when its agent next stands still (save_point.rs): state and memory, to the empty
-    /// files that come with the line. [`Response::Ready`] comes first, [`Response::Done`] when it is
+    /// files that come with the line; only the difference from a third, if the VM's memory is a mapping of
+    /// that, which the fourth is to tell: /proc/PID/pagemap. [`Response::Ready`] comes first, [`Response::Done`] when it is
     /// saved.
     Snapshot {
         /// What becomes of the VM.

@@ -39,7 +39,7 @@ pub fn save(memory: &GuestMemory, to: &File) -> Result<(), SnapshotError> {
 }
 
 /// Writes the pages of `bytes` that are not zero, neighbours together, to `at` in `to`.
-fn write_pages(to: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+pub(super) fn write_pages(to: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     let mut begin = 0;
     while begin < bytes.len() {
         let zero = |from: usize| is_zero(&bytes[from..(from + PAGE).min(bytes.len())]);

@@ -7,6 +7,9 @@
 //!  state file ──▶ checked ──▶ new VM: memory mapped MAP_PRIVATE ──▶ devices, vCPUs, irqchip, clock
 //! ```
 //!
+//! The memory file of a VM that was itself cloned or restored may be but the difference from the one that
+//! its memory is a mapping of (difference.rs).
+//!
 //! Any number of VMs may be restored from one snapshot, at the same time too: each maps the memory
 //! file privately, so that pages nobody has written to are shared by all through the page cache.
 //!
@@ -14,6 +17,7 @@
 //! is checked against the VM that is to be restored ([`VmState::check`]), by each device, and by KVM.
 
 mod cpu;
+mod difference;
 mod file;
 mod memory;
 mod shared;
@@ -30,6 +34,7 @@ use bulkhead_devices::virtio::mmio::TransportState;
 use serde::{Deserialize, Serialize};
 
 pub use self::cpu::Cpu;
+pub use self::difference::OwnPages;
 pub use self::file::{decode, encode, read, seal, verify, write};
 pub use self::memory::{map, save as save_memory};
 pub use self::shared::share_huge_pages;
@@ -46,6 +51,8 @@ pub struct VmState {
     pub cpu: Cpu,
     /// Its memory, MiB.
     pub memory_mib: u32,
+    /// Which pages the memory file holds, if it is the difference from another one.
+    pub own_pages: Option<OwnPages>,
     /// What its file server knows: for the next one, nothing that the VMM looks into.
     pub files: Vec<u8>,
     /// Its vCPUs, in order.
@@ -85,6 +92,9 @@ pub enum SnapshotError {
     /// A VM of another shape.
     #[error("the snapshot is of a VM with other {0}; make it anew")]
     Shape(&'static str),
+    /// A difference without its base.
+    #[error("the snapshot is the difference from another one, its base, which is not there")]
+    Base,
     /// A device does not take its state.
     #[error(transparent)]
     Device(#[from] RestoreError),
@@ -136,7 +146,7 @@ impl VmState {
         if self.memory_mib != spec.memory_mib {
             return Err(SnapshotError::Shape("memory"));
         }
-        Ok(())
+        self.own_pages.as_ref().map_or(Ok(()), |own| own.check(self.memory_mib))
     }
 
     /// How many network interfaces it has, and how many places for further ones.

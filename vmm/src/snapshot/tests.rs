@@ -34,6 +34,7 @@ fn state() -> VmState {
     VmState {
         cpu: Cpu::of_this_host(),
         memory_mib: 128,
+        own_pages: None,
         files: vec![1, 2],
         vcpus: Vec::new(),
         interrupts: InterruptState::default(),
