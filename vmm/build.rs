@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::ffi::CStr;
 use std::fmt::Write;
 use std::fs;
 use std::io;
@@ -67,6 +68,7 @@ enum Verdict {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    pack_relocations();
     let policies = Path::new("../resources/seccomp");
     println!("cargo::rerun-if-changed={}", policies.display());
     let mut source = String::new();
@@ -85,6 +87,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     fs::write(Path::new(&std::env::var("OUT_DIR")?).join("seccomp.rs"), source)?;
     Ok(())
+}
+
+/// Lists relocations as a bitmap where that is understood: there is one of bulkhead-vmm for each VM, and
+/// one for its files, and each relocates itself.
+fn pack_relocations() {
+    let features = std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    // SAFETY: a string of the C library's own, which is the one that will be linked.
+    let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) }.to_string_lossy();
+    let minor = version.strip_prefix("2.").and_then(|minor| minor.parse().ok());
+    if features.split(',').any(|feature| feature == "crt-static") && minor >= Some(36) {
+        println!("cargo::rustc-link-arg-bin=bulkhead-vmm=-Wl,-z,pack-relative-relocs");
+    }
 }
 
 fn write_array(source: &mut String, name: &str, program: &[String]) -> std::fmt::Result {
