@@ -35,6 +35,7 @@ fn main() -> io::Result<()> {
     let (mut json, vm) = (unsafe { File::from_raw_fd(fd) }, &mut String::new());
     json.read_to_string(vm)?;
     let vm: VmSpec = serde_json::from_str(vm)?;
+    vm.dies_with.map(bulkhead_vmm::parent::die_with).transpose()?;
     // SAFETY: as above.
     let mut report = unsafe { File::from_raw_fd(vm.report_fd.expect("report_fd")) };
     if let Some(files) = &vm.template {

@@ -37,8 +37,6 @@ mod user;
 mod verdict;
 mod vmm;
 
-use std::process::ExitCode;
-
 use bulkhead_vmm::timeline::now_ns;
 
 use crate::args::oci::Global;
@@ -65,14 +63,14 @@ struct Failure {
 }
 
 /// What the process does, and its exit code.
-pub fn main() -> ExitCode {
+pub fn main() -> u8 {
     let started_ns = now_ns();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) if !error.use_stderr() => {
             // --help and --version
             let _ = error.print();
-            return ExitCode::SUCCESS;
+            return 0;
         }
         Err(error) => return report(Failure::own(args::sentence(&error.to_string()))),
     };
@@ -87,7 +85,7 @@ pub fn main() -> ExitCode {
     }
     if let Command::Bench(bench) = &args.command {
         return match bench::run(bench) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => 0,
             Err(error) => report(Failure::own(error.to_string())),
         };
     }
@@ -105,7 +103,7 @@ pub fn main() -> ExitCode {
         }
     });
     match result {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(failure) => {
             log.error(&failure.sentence);
             report(failure)
@@ -185,12 +183,12 @@ impl From<RunError> for Failure {
     }
 }
 
-fn report(failure: Failure) -> ExitCode {
+fn report(failure: Failure) -> u8 {
     eprintln!("bulkhead: {}", failure.sentence);
     for line in &failure.kernel_log {
         eprintln!("  {line}");
     }
-    ExitCode::from(failure.code)
+    failure.code
 }
 
 #[cfg(test)]

@@ -66,6 +66,7 @@ pub fn vm(
         report_fd: None,
         host_events: false,
         leash_fd: None,
+        dies_with: None,
         jail: facts.walls.jail,
         keep_fds: Vec::new(),
         timeline_from_ns,

@@ -4,9 +4,9 @@ mod spawn;
 
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
 use bulkhead_vmm::spec::{Report, VmSpec};
@@ -15,7 +15,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 pub use self::spawn::{Course, spawn};
 use crate::state::VmDir;
-use bulkhead_vmm::signals;
 
 /// The longest report that is read: the timeline and a kernel's last lines are far shorter.
 const REPORT_MAX: u64 = 1 << 20;
@@ -73,6 +72,7 @@ impl Vmm {
         course: Course<'_>,
     ) -> Result<Self, VmmError> {
         let (report, writer) = io::pipe().map_err(VmmError::Handover)?;
+        let spec = VmSpec { dies_with: Some(std::process::id()), ..spec };
         let (stdin, silence) = stdin(input).map_err(VmmError::Handover)?;
         let mut child = spawn(program, spec, dir, course, writer.as_fd(), |command| {
             command.stdin(stdin);
@@ -80,7 +80,6 @@ impl Vmm {
                 // What becomes a template is nobody's container.
                 command.stdout(Stdio::null()).stderr(Stdio::null());
             }
-            die_with_us(command);
         })?;
         match pidfd(&child) {
             Ok(pidfd) => {
@@ -173,31 +172,6 @@ fn stdin(input: Input) -> io::Result<(Stdio, Option<io::PipeWriter>)> {
     })
 }
 
-/// Lets the child die with us, and leave to us the signals that a terminal or a process group sends
-/// to both. (A process group of its own would keep them away as well, but could not read the
-/// terminal.)
-pub fn die_with_us(command: &mut Command) {
-    let parent = std::process::id();
-    let in_child = move || {
-        // SAFETY: these calls take no pointers, and are safe between fork and exec.
-        unsafe {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // Had we died before that, nobody would be told.
-            if libc::getppid() as u32 != parent {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            for signal in signals::PASSED_ON {
-                libc::signal(signal, libc::SIG_IGN);
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: the closure allocates nothing, takes no lock, and makes only system calls.
-    unsafe { command.pre_exec(in_child) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +239,7 @@ mod tests {
             report_fd: None,
             host_events: false,
             leash_fd: None,
+            dies_with: None,
             jail: Default::default(),
             keep_fds: Vec::new(),
             timeline_from_ns: None,
@@ -304,13 +279,6 @@ mod tests {
         assert!(std::os::unix::net::UnixStream::connect(dir.socket()).is_ok());
         vmm.kill();
         assert_eq!(vmm.wait().unwrap().0.signal(), Some(9));
-    }
-
-    #[test]
-    fn forwarded_signals_do_not_reach_the_vmm_itself() {
-        let fake = Fake::new();
-        let (vmm, _dir) = fake.start("kill -INT $$; kill -TERM $$; exit 4", Input::Empty);
-        assert_eq!(vmm.wait().unwrap().0.code(), Some(4));
     }
 
     #[test]

@@ -8,11 +8,12 @@
 //!
 //! Its exit code is the container's, or 125 if the VM failed.
 
-use std::ffi::OsString;
+#![no_main]
+
+use std::ffi::{OsString, c_char, c_int};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
-use std::process::ExitCode;
 
 use bulkhead_vmm::ending::Ended;
 use bulkhead_vmm::fs_worker;
@@ -21,22 +22,31 @@ use bulkhead_vmm::kernel_log;
 use bulkhead_vmm::machine::{Machine, MachineError};
 use bulkhead_vmm::spec::{Outcome, Report, VmSpec};
 use bulkhead_vmm::timeline::Timeline;
+use bulkhead_vmm::{parent, program};
 
 /// What container tools use for "the runtime failed, not the container".
 const EXIT_FAILED: u8 = 125;
 
-fn main() -> ExitCode {
+/// What the C library calls; std has the arguments from it already.
+#[unsafe(no_mangle)]
+extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+    program::begin();
+    std::process::exit(code().into())
+}
+
+/// Does what the arguments say; returns the exit code.
+fn code() -> u8 {
     let mut arguments = std::env::args_os().skip(1);
     let verb = arguments.next().unwrap_or_default();
     if verb == fs_worker::VERB {
         return match fs_worker::main(arguments) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => 0,
             Err(error) => fail(&error.to_string()),
         };
     }
     if verb == "--version" {
         println!("bulkhead-vmm {}", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
+        return 0;
     }
     match spec(verb, arguments.next()) {
         Ok(spec) => run(&spec),
@@ -44,9 +54,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn fail(message: &str) -> ExitCode {
+fn fail(message: &str) -> u8 {
     eprintln!("bulkhead-vmm: {message}");
-    ExitCode::from(EXIT_FAILED)
+    EXIT_FAILED
 }
 
 fn spec(option: OsString, value: Option<OsString>) -> Result<VmSpec, String> {
@@ -69,9 +79,12 @@ fn spec(option: OsString, value: Option<OsString>) -> Result<VmSpec, String> {
         .map_err(|error| format!("cannot read the VM spec: {error}"))
 }
 
-fn run(spec: &VmSpec) -> ExitCode {
+fn run(spec: &VmSpec) -> u8 {
     let timeline = Timeline::new(spec.timeline_from_ns);
     timeline.mark("vmm_main");
+    if let Some(Err(error)) = spec.dies_with.map(parent::die_with) {
+        return fail(&format!("cannot live as long as who started it: {error}"));
+    }
     let jail = Jail::begin(spec);
     // Opened now, for there are no files in the jail.
     let kernel = File::open(&spec.kernel);
@@ -96,7 +109,7 @@ fn run(spec: &VmSpec) -> ExitCode {
         Outcome::Failed { .. } => EXIT_FAILED,
     };
     report(spec, Report { outcome, timeline: timeline.marks() });
-    ExitCode::from(code)
+    code
 }
 
 /// Tells whoever started us, or stderr, how the VM ended.

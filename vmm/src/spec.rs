@@ -83,6 +83,10 @@ pub struct VmSpec {
     /// the VM. Without it nobody holds the VMM on a leash.
     #[serde(default)]
     pub leash_fd: Option<i32>,
+    /// The ID of the process that starts the VMM, if it is to die with that one and to leave to it the
+    /// signals that a terminal or a process group sends to both.
+    #[serde(default)]
+    pub dies_with: Option<u32>,
     /// What the VMM and its file worker give up before the guest runs.
     #[serde(default)]
     pub jail: Confinement,

@@ -23,7 +23,7 @@ use crate::client::Client;
 use crate::oci::clock;
 use crate::state::VmDir;
 use crate::templates::Template;
-use crate::vmm::{Course, VmmError, die_with_us, spawn};
+use crate::vmm::{Course, VmmError, spawn};
 
 /// How long each step may take, even on an emulated processor.
 const STEP_MAX: Duration = Duration::from_secs(60);
@@ -74,13 +74,18 @@ pub fn working_set(
         .and_then(|()| fs::copy(&vm.init, root.join(PROGRAM)))
         .map_err(failed("make the trial's root directory"))?;
     let share = Share { name: ROOT_SHARE.to_owned(), source: root, ..Share::default() };
-    let vm = VmSpec { name: PROGRAM.to_owned(), shares: vec![share], vsock: dir.socket(), ..vm };
+    let vm = VmSpec {
+        name: PROGRAM.to_owned(),
+        shares: vec![share],
+        vsock: dir.socket(),
+        dies_with: Some(std::process::id()),
+        ..vm
+    };
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(failed("open /dev/null"))?;
     let course = Course::Clone(template);
     let mut vmm = spawn(program, vm, dir, course, null.as_fd(), |command| {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        die_with_us(command);
     })?;
     let set = say_hello(&mut vmm, dir).and_then(|()| {
         pages_of(vmm.id(), &template.snapshot.memory).map_err(failed("read its memory map"))

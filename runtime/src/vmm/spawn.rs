@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -96,7 +95,9 @@ pub fn spawn(
     let mut command = Command::new(program);
     command.arg("--spec-fd").arg(json.as_raw_fd().to_string());
     prepare(&mut command);
-    inherit(&mut command, spec.inherited_fds().chain([json.as_raw_fd()]).collect());
+    // Not in the child: std copies our memory for one that has things to do before it executes.
+    let inherited = Inherited::new(spec.inherited_fds().chain([json.as_raw_fd()]));
+    let _inherited = inherited.map_err(VmmError::Handover)?;
     command.spawn().map_err(|source| VmmError::Spawn { program: program.to_owned(), source })
 }
 
@@ -112,17 +113,28 @@ fn json_file(spec: &VmSpec) -> io::Result<File> {
     Ok(file)
 }
 
-/// Lets the child keep descriptors open.
-fn inherit(command: &mut Command, fds: Vec<RawFd>) {
-    let in_child = move || {
-        for fd in &fds {
+/// Descriptors that a program executed meanwhile inherits. No other thread of ours executes one then.
+struct Inherited(Vec<RawFd>);
+
+impl Inherited {
+    fn new(fds: impl Iterator<Item = RawFd>) -> io::Result<Self> {
+        let fds = Self(fds.collect());
+        fds.set_flags(0).map(|()| fds)
+    }
+
+    fn set_flags(&self, flags: i32) -> io::Result<()> {
+        for fd in &self.0 {
             // SAFETY: F_SETFD takes a number.
-            if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } < 0 {
+            if unsafe { libc::fcntl(*fd, libc::F_SETFD, flags) } < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
         Ok(())
-    };
-    // SAFETY: the closure allocates nothing, takes no lock, and makes only system calls.
-    unsafe { command.pre_exec(in_child) };
+    }
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        let _ = self.set_flags(libc::FD_CLOEXEC);
+    }
 }
