@@ -78,6 +78,11 @@ pub fn main() -> u8 {
         Ok(log) => log,
         Err(error) => return report(Failure::own(error.to_string())),
     };
+    if has_images(&args.command)
+        && let Err(error) = user::become_root()
+    {
+        return report(Failure::own(error.to_string()));
+    }
     let root = Root::choose(args.global.root.clone());
     if let Command::Doctor(doctor) = args.command {
         // A host without a place for state can be examined all the same.
@@ -108,6 +113,15 @@ pub fn main() -> u8 {
             log.error(&failure.sentence);
             report(failure)
         }
+    }
+}
+
+/// Whether a verb unpacks images, or stacks or removes what was unpacked.
+fn has_images(command: &Command) -> bool {
+    match command {
+        Command::Pull(_) | Command::Images(_) | Command::Rmi(_) => true,
+        Command::Run(run) => run.rootfs.is_none() && !commands::run_bundle::is_meant(run),
+        _ => false,
     }
 }
 

@@ -26,6 +26,7 @@ pub mod source;
 pub mod store;
 mod tarfile;
 pub mod unpack;
+pub mod user;
 
 #[cfg(test)]
 mod testing;

@@ -11,15 +11,18 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
+use crate::user;
+
 /// The longest value that fsconfig(2) takes, bytes (fs/fsopen.c).
 const VALUE_MAX: usize = 255;
 
 /// Why there is no overlay.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
-    /// Not root.
+    /// Not root, and not of a user namespace, or of a kernel before 5.11.
     #[error(
-        "cannot mount an overlay without root's privileges; run as root, or unpack the image and give --rootfs DIR"
+        "cannot mount an overlay without root's privileges, or those of a user namespace and Linux 5.11; \
+         run as root, or unpack the image and give --rootfs DIR"
     )]
     NotRoot,
     /// A kernel without overlayfs, or older than 5.2.
@@ -61,6 +64,10 @@ pub fn mount(
     }
     // What is written is thrown away with the container: it need not survive a power failure.
     fsconfig_set_flag(context, "volatile").map_err(failed("volatile"))?;
+    if !user::is_host_root() {
+        // Attributes of its own that a user namespace may write (Linux 5.11).
+        fsconfig_set_flag(context, "userxattr").map_err(failed("userxattr"))?;
+    }
     // Names that layers could be made to redirect, and inode numbers that outlive the overlay.
     for (key, value) in [("metacopy", "off"), ("index", "off")] {
         fsconfig_set_string(context, key, value).map_err(failed(key))?;

@@ -16,7 +16,6 @@ use bulkhead_image::store::{Container, Record, Store, StoreError};
 
 use crate::assets::{self, AssetError, Dirs};
 use crate::oci::signal::SignalError;
-use crate::user;
 pub use fetch::Access;
 use fetch::FetchError;
 use progress::Bars;
@@ -47,10 +46,6 @@ pub enum ImageError {
     Asset(#[from] AssetError),
     #[error("the image's StopSignal: {0}")]
     StopSignal(#[from] SignalError),
-    #[error(
-        "images are unpacked by root alone: files keep their owners; run as root, or unpack the image and give --rootfs DIR"
-    )]
-    NotRoot,
 }
 
 /// The image that `text` names, from the store if it is there, else from its files or a registry.
@@ -84,7 +79,6 @@ pub fn container(store: &Store, image: &Record, read_only: bool) -> Result<Conta
 }
 
 fn import_files(store: &Store, location: Location) -> Result<Record, ImageError> {
-    check_root()?;
     let failed = |source| ImageError::Path { path: location.path.clone(), source };
     let path = fs::canonicalize(&location.path).map_err(failed)?;
     let location = Location { path, ..location };
@@ -113,7 +107,6 @@ fn pull_name(
     dirs: &Dirs,
     unless_there: bool,
 ) -> Result<Record, ImageError> {
-    check_root()?;
     let program = dirs.program(assets::PULL)?;
     store.create()?;
     let workspace = store.workspace(name)?;
@@ -130,11 +123,4 @@ fn pull_name(
     drop((source, workspace));
     store.collect()?;
     Ok(image)
-}
-
-fn check_root() -> Result<(), ImageError> {
-    match user::is_host_root() {
-        true => Ok(()),
-        false => Err(ImageError::NotRoot),
-    }
 }

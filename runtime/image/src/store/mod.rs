@@ -29,6 +29,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
+use crate::user;
 pub use container::Container;
 pub(crate) use held::Held;
 pub use names::Record;
@@ -91,7 +92,7 @@ impl Store {
         if let Some(dir) = variable(VARIABLE) {
             return Ok(Self::at(dir));
         }
-        if rustix::process::geteuid().is_root() {
+        if user::is_host_root() {
             return Ok(Self::at(SYSTEM_DIR));
         }
         let data = variable("XDG_DATA_HOME").map(PathBuf::from);

@@ -69,8 +69,10 @@ pub enum UnpackError {
     /// More than [`LAYER_BYTES_MAX`].
     #[error("its files hold more than {LAYER_BYTES_MAX} bytes")]
     Bytes,
-    /// Users other than root cannot give files away.
-    #[error("cannot give {0} to its owner; images can be unpacked by root alone")]
+    /// Users other than root cannot give files away, and root of a user namespace not to everybody.
+    #[error(
+        "cannot give {0} to its owner, who is none of this user's IDs (/etc/subuid and /etc/subgid)"
+    )]
     Owner(String),
     /// A system call failed.
     #[error("cannot {action} {path}: {source}")]

@@ -9,7 +9,11 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
+use crate::user;
+
+/// The attribute that makes a directory opaque. In a user namespace overlayfs takes the second
+/// (`userxattr`), which layers cannot bring with them.
+const OPAQUE_ATTRIBUTES: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
 const OPAQUE: &[u8] = b"y";
 
 /// What a member's name says.
@@ -61,15 +65,19 @@ pub fn make(directory: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     }
 }
 
+fn opaque_attribute() -> &'static str {
+    OPAQUE_ATTRIBUTES[usize::from(!user::is_host_root())]
+}
+
 /// Hides everything that the layers below have in `directory`.
 pub fn set_opaque(directory: &OwnedFd) -> Result<(), Errno> {
-    fsetxattr(directory, OPAQUE_ATTRIBUTE, OPAQUE, XattrFlags::empty())
+    fsetxattr(directory, opaque_attribute(), OPAQUE, XattrFlags::empty())
 }
 
 /// Whether nothing of the layers below is seen in `directory`.
 pub fn is_opaque(directory: &OwnedFd) -> bool {
     let mut value = [0u8; 1];
-    matches!(fgetxattr(directory, OPAQUE_ATTRIBUTE, &mut value), Ok(1)) && value == OPAQUE
+    matches!(fgetxattr(directory, opaque_attribute(), &mut value), Ok(1)) && value == OPAQUE
 }
 
 #[cfg(test)]
