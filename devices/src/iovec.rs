@@ -52,6 +52,43 @@ impl<'m, const N: usize> IoVecs<'m, N> {
         self.count as i32
     }
 
+    /// Copies `bytes` to the buffers from their byte `at` on, as far as there is room.
+    pub(crate) fn write_at(&self, at: usize, mut bytes: &[u8]) {
+        for (to, len) in self.parts(at) {
+            let (now, later) = bytes.split_at(len.min(bytes.len()));
+            // SAFETY: `to` is valid for writes of `len` bytes, and `bytes` lies elsewhere; nobody
+            // holds references to the buffers, which the guest may write to meanwhile.
+            unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), to, now.len()) };
+            bytes = later;
+        }
+    }
+
+    /// A copy of what the buffers hold from their byte `at` on.
+    pub(crate) fn copy_from(&self, at: usize) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes.saturating_sub(at)];
+        let mut done = 0;
+        for (from, len) in self.parts(at) {
+            // SAFETY: `from` is valid for reads of `len` bytes, and the parts have as many bytes
+            // together as `bytes`, which lies elsewhere. What the guest writes meanwhile is its own.
+            unsafe { std::ptr::copy_nonoverlapping(from, bytes[done..].as_mut_ptr(), len) };
+            done += len;
+        }
+        bytes
+    }
+
+    /// Address and length of what there is of each buffer behind the first `skip` bytes of all.
+    fn parts(&self, mut skip: usize) -> impl Iterator<Item = (*mut u8, usize)> {
+        // SAFETY: the first `count` entries were written.
+        let entries = unsafe {
+            std::slice::from_raw_parts(self.entries.as_ptr().cast::<libc::iovec>(), self.count)
+        };
+        entries.iter().map(move |entry| {
+            let skipped = skip.min(entry.iov_len);
+            skip -= skipped;
+            (entry.iov_base.cast::<u8>().wrapping_add(skipped), entry.iov_len - skipped)
+        })
+    }
+
     /// A message of these buffers, valid as long as they are.
     pub(crate) fn message(&mut self) -> libc::msghdr {
         // SAFETY: a msghdr of zeros is one without name, buffers and control data.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_vmm::snapshot::WorkingSet;
-use bulkhead_vmm::spec::{Confinement, NetSpec, Outcome, Report, VmSpec};
+use bulkhead_vmm::spec::{Confinement, LinkKind, NetSpec, Outcome, Report, VmSpec};
 
 use crate::state::{Root, VmDir};
 use crate::templates::{Template, TemplateError, Templates};
@@ -39,8 +39,8 @@ pub fn template(vm: &VmSpec, program: &Path, root: &Root, cold: bool) -> Option<
 
 /// An interface without a cable, as templates have them. The agent gives a clone's its address, by
 /// which the guest's driver forgets this one.
-pub fn unplugged() -> NetSpec {
-    NetSpec { mac: TEMPLATE_MAC, ..NetSpec::default() }
+pub fn unplugged(kind: LinkKind) -> NetSpec {
+    NetSpec { mac: TEMPLATE_MAC, kind, ..NetSpec::default() }
 }
 
 /// Makes a template of the shape of `vm` in `files`.
@@ -58,7 +58,7 @@ fn build(vm: &VmSpec, program: &Path, root: &Root, files: &Template) -> Result<(
         cmdline: vm.cmdline.clone(),
         cid: vm.cid,
         net_places: vm.net_places,
-        nets: vm.nets.iter().map(|_| unplugged()).collect(),
+        nets: vm.nets.iter().map(|net| unplugged(net.kind)).collect(),
         // Nothing runs in it but our own kernel and agent, and it is to write files.
         jail: Confinement::Off,
         ..VmSpec::default()

@@ -8,6 +8,7 @@
 //! ROOT/NAME/control.sock   the monitor's (see bulkhead_vmm::control)
 //! ROOT/NAME/run.json  of a container of `bulkhead run`: what other verbs need to know of it
 //! ROOT/NAME/process   its process as the agent was given it, for `exec` to begin with
+//! ROOT/NAME/resolv.conf   that of a container with passt's network
 //! ROOT/ID/state.json  of an OCI container, once it was created: what is known of it (oci/record.rs)
 //! ROOT/ID/config.json its configuration, as it was then
 //! ROOT/ID/report.json how its VM ended, once it has
@@ -38,6 +39,9 @@ pub const RUN_RECORD: &str = "run.json";
 pub const CONTROL_SOCKET: &str = "control.sock";
 /// A VM's vsock socket, in its directory.
 pub const SOCKET: &str = "vsock.sock";
+
+/// What names a container's name server, in its VM's directory.
+pub const RESOLV_CONF: &str = "resolv.conf";
 
 /// Why a VM's state cannot be kept.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use bulkhead_vmm::spec::{Report, VmSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-pub use self::spawn::{Course, spawn};
+pub use self::spawn::{Course, Inherited, spawn};
 use crate::state::VmDir;
 
 /// The longest report that is read: the timeline and a kernel's last lines are far shorter.

@@ -92,6 +92,21 @@ fn interfaces_that_come_between_create_and_start_are_plugged_in() {
     sh(&format!("{pid}{}{}{}", veth(4, "if4"), veth(5, "if5"), veth(6, "if6")));
     let finished = finish(bundle.host.bulkhead(["start", "late"]));
     finished.fails(1, "has 3 interfaces; the VM has room for 2");
+
+    // A start that fails behind the taps leaves none, and can be tried again.
+    let within = format!("{pid}nsenter -t $pid -n ip");
+    sh(&format!("{within} link del if6"));
+    let (socket, away) = (bundle.host.state.join("late/control.sock"), bundle.host.path("away"));
+    fs::rename(&socket, &away).expect("a socket");
+    finish(bundle.host.bulkhead(["start", "late"])).fails(1, "control.sock");
+    assert!(!sh(&format!("{within} -o link")).contains("bhtap"), "no tap is left");
+    fs::rename(&away, &socket).expect("a socket");
+    let done = bundle.host.rootfs.join("done");
+    fs::remove_file(&done).expect("the first one's");
+    finish(bundle.host.bulkhead(["start", "late"])).ok();
+    until("the container has ended", || done.exists());
+    let said = fs::read_to_string(done).expect("what it said");
+    assert!(said.starts_with("if4\nif5\nlo\n"), "{said}");
     finish(bundle.host.bulkhead(["delete", "--force", "late"])).ok();
     assert_eq!(sh("ip -o link show type veth | grep -c late || true"), "0\n", "none is left");
 }

@@ -50,7 +50,7 @@ impl Tap {
 
     /// The member of a VM's spec that gives it this tap.
     pub fn spec(&self) -> String {
-        format!(r#""nets":[{{"mac":[2,0,0,0,0,1],"tap_fd":{}}}]"#, self.file.as_raw_fd())
+        format!(r#""nets":[{{"mac":[2,0,0,0,0,1],"link_fd":{}}}]"#, self.file.as_raw_fd())
     }
 
     /// A counter of the interface's: "rx_packets" are frames from the guest, "tx_bytes" bytes of

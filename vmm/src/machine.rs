@@ -245,7 +245,7 @@ impl<'a> Wiring<'a> {
         let failed = |source| MachineError::Device { device: "net", source };
         for net in &spec.nets {
             let interface = self.add(net::device(net, &spec.limits).map_err(failed)?)?;
-            if net.tap_fd.is_none() {
+            if net.link_fd.is_none() {
                 self.places.push(interface);
             }
         }

@@ -1,28 +1,32 @@
 //! Network interfaces: those a VM starts with, and those it gets while it runs.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bulkhead_devices::net::{self, Net, NetConfig, Tap};
+use bulkhead_devices::net::{self, Link, Net, NetConfig, Stream, Tap};
 use bulkhead_devices::virtio::VirtioDevice;
 use bulkhead_devices::virtio::mmio::Transport;
 use event_manager::{SubscriberId, SubscriberOps};
 
 use crate::machine::Loop;
-use crate::spec::{Limits, NetSpec};
+use crate::spec::{Limits, LinkKind, NetSpec};
 
-/// The device of `spec`, whose tap it takes over.
+/// The device of `spec`, whose link it takes over.
 pub fn device(spec: &NetSpec, limits: &Limits) -> io::Result<Box<dyn VirtioDevice>> {
-    let tap = spec.tap_fd.map(|fd| {
+    let link = spec.link_fd.map(|fd| {
         // SAFETY: the spec says that this descriptor was inherited for this use alone.
-        Tap::new(unsafe { OwnedFd::from_raw_fd(fd) })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        match spec.kind {
+            LinkKind::Tap => Tap::new(fd).map(Link::Tap),
+            LinkKind::Stream => Stream::new(fd).map(Link::Stream),
+        }
     });
     let config = NetConfig {
         mac: spec.mac,
         mtu: spec.mtu,
-        tap: tap.transpose()?,
+        link: link.transpose()?,
+        plain: spec.kind == LinkKind::Stream,
         rx_limits: limits.net_rx,
         tx_limits: limits.net_tx,
     };
@@ -42,9 +46,9 @@ pub struct Place {
     pub transport: Arc<Mutex<Transport>>,
 }
 
-/// Places that are free yet, and interfaces without a cable, in their order.
+/// Places for interfaces, and interfaces without a cable, in their order.
 #[derive(Default)]
-pub struct Places(VecDeque<Place>);
+pub struct Places(Vec<Place>);
 
 /// Why an interface was not plugged in.
 #[derive(Debug, thiserror::Error)]
@@ -65,24 +69,29 @@ pub enum PlugError {
 
 impl From<Vec<Place>> for Places {
     fn from(places: Vec<Place>) -> Self {
-        Self(places.into())
+        Self(places)
     }
 }
 
 impl Places {
-    /// Plugs an interface in at the next of them.
+    /// Plugs an interface in at the first of them that is free, or is so again because its tap was
+    /// deleted.
     pub fn plug(
-        &mut self,
+        &self,
         events: &mut Loop,
         mac: [u8; 6],
         mtu: Option<u16>,
         tap: Option<OwnedFd>,
     ) -> Result<(), PlugError> {
         let tap = Tap::new(tap.ok_or(PlugError::NoTap)?).map_err(PlugError::Tap)?;
-        let Place { subscriber, transport } = self.0.pop_front().ok_or(net::PlugError::Occupied)?;
-        let mut ops = events.event_ops(subscriber)?;
-        let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
-        let net: &mut Net = transport.device_mut().ok_or(net::PlugError::Occupied)?;
-        Ok(net.plug(mac, mtu, tap, &mut ops)?)
+        for Place { subscriber, transport } in &self.0 {
+            let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
+            let net: Option<&mut Net> = transport.device_mut();
+            if let Some(net) = net.filter(|net| net.has_room()) {
+                let mut ops = events.event_ops(*subscriber)?;
+                return Ok(net.plug(mac, mtu, tap, &mut ops)?);
+            }
+        }
+        Err(net::PlugError::Occupied.into())
     }
 }

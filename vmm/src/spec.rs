@@ -138,15 +138,29 @@ pub struct Share {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
-    /// An inherited fd of /dev/net/tun, attached to a tap with IFF_NO_PI and IFF_VNET_HDR. Without
-    /// it the interface has no carrier, until a tap is plugged in ([`VmSpec::net_places`]).
+    /// An inherited fd of this kind. Without it the interface has no carrier, until a tap is plugged in
+    /// ([`VmSpec::net_places`]).
     #[serde(default)]
-    pub tap_fd: Option<i32>,
+    pub link_fd: Option<i32>,
+    /// What the interface is joined to; a template's, what its clones will be joined to.
+    #[serde(default)]
+    pub kind: LinkKind,
     /// Its address: not zero, not a group's.
     pub mac: [u8; 6],
     /// The most bytes of a frame's payload, [`MTU_MIN`] or more; the driver's default if not given.
     #[serde(default)]
     pub mtu: Option<u16>,
+}
+
+/// What a network interface is joined to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkKind {
+    /// /dev/net/tun, attached to a tap with IFF_NO_PI and IFF_VNET_HDR.
+    #[default]
+    Tap,
+    /// A Unix stream socket to another process, with frames as QEMU's `-netdev stream` has them.
+    Stream,
 }
 
 /// How much a guest may ask of its devices in a second, of which nothing is limited by default but the
@@ -316,12 +330,12 @@ impl VmSpec {
         let own =
             [self.vsock_fd, self.control_fd, self.report_fd, self.leash_fd, self.working_set_fd];
         let own = own.into_iter();
-        let taps = self.nets.iter().map(|net| net.tap_fd);
+        let links = self.nets.iter().map(|net| net.link_fd);
         let shares = self.shares.iter().map(|share| share.fd);
         let snapshots = [&self.template, &self.restore].into_iter().flatten();
         let snapshots = snapshots
             .flat_map(|files| [Some(files.state_fd), Some(files.memory_fd), files.base_fd]);
-        let all = own.chain(taps).chain(shares).chain(snapshots).flatten();
+        let all = own.chain(links).chain(shares).chain(snapshots).flatten();
         all.chain(self.keep_fds.iter().copied())
     }
 
@@ -411,7 +425,7 @@ mod tests {
     #[test]
     fn interfaces_are_checked() {
         let net = |mac: &str, rest: &str| spec(&format!(r#""nets":[{{"mac":{mac}{rest}}}]"#));
-        assert_eq!(net("[2,0,0,0,0,1]", r#","mtu":68,"tap_fd":5"#).check(), Ok(()));
+        assert_eq!(net("[2,0,0,0,0,1]", r#","mtu":68,"link_fd":5"#).check(), Ok(()));
         assert_eq!(net("[0,0,0,0,0,0]", "").check(), Err(SpecError::Mac(0)));
         assert_eq!(net("[1,0,0,0,0,1]", "").check(), Err(SpecError::Mac(0)));
         let small = net("[2,0,0,0,0,1]", r#","mtu":67"#).check();

@@ -63,8 +63,8 @@ impl TxHeader {
     }
 
     /// The header's bytes.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+    pub fn bytes(self) -> [u8; LEN] {
+        self.0
     }
 }
 

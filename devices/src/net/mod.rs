@@ -1,17 +1,19 @@
-//! virtio-net (virtio 1.3, section 5.1): a network interface whose frames go through a tap.
+//! virtio-net (virtio 1.3, section 5.1): a network interface whose frames go through a tap, or through
+//! a stream to another process.
 //!
 //! ```text
 //!  transmitq ──▶ TxHeader (checked) ──┐           ┌──▶ host's network
-//!                                     ├── Tap ────┤
+//!                                     ├── Link ───┤
 //!  receiveq ◀──── Receiver ◀──────────┘           └──◀ host's network
 //! ```
 //!
 //! Frames move between guest memory and tap by one system call each, without a copy in between.
-//! Checksums and segmentation pass through: what both sides can do, neither does (IFF_VNET_HDR).
-//! Nothing here blocks: a tap that takes no more leaves frames in the transmit queue, and a guest
-//! without buffers leaves frames in the tap, where the host's own queue bounds them.
+//! Checksums and segmentation pass through: what both sides can do, neither does (IFF_VNET_HDR). A
+//! stream has one copy, and frames with nothing left to do.
+//! Nothing here blocks: a link that takes no more leaves frames in the transmit queue, and a guest
+//! without buffers leaves frames in the link, where the host's own queue bounds them.
 //!
-//! A device without a tap is one with its cable unplugged: its link is down, and what it is given
+//! A device without a link is one with its cable unplugged: its link is down, and what it is given
 //! to send goes nowhere. So a template can have an interface before there is a network for it: a
 //! restored device tells its driver to look at the configuration again. An empty [`Net::place`] is no
 //! device at all to the guest, until an interface is plugged in there: so a VM can run before it is
@@ -23,7 +25,9 @@
 //! over to real hardware, the rates do not.
 
 mod header;
+mod link;
 mod rx;
+mod stream;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -43,7 +47,9 @@ use virtio_bindings::virtio_net::{
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_queue::QueueT;
 
+pub use self::link::Link;
 use self::rx::Receiver;
+pub use self::stream::Stream;
 pub use self::tap::Tap;
 use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::virtio::device::read_config;
@@ -59,7 +65,7 @@ const QUEUE_SIZES: [u16; 2] = [256, 256];
 const FRAMES_MAX: usize = 64;
 
 /// Event data of the device's own descriptors.
-const DATA_TAP: u32 = 0;
+const DATA_LINK: u32 = 0;
 const DATA_RX_TIMER: u32 = 1;
 const DATA_TX_TIMER: u32 = 2;
 
@@ -68,8 +74,9 @@ const FEATURES: u64 = EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_NET_F_MAC
     | 1 << VIRTIO_NET_F_STATUS
-    | 1 << VIRTIO_NET_F_MRG_RXBUF
-    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_MRG_RXBUF;
+/// Of those whose frames need not be checksummed and cut to size by the guest.
+const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_HOST_TSO4
     | 1 << VIRTIO_NET_F_HOST_TSO6
     | 1 << VIRTIO_NET_F_HOST_ECN
@@ -86,7 +93,9 @@ pub struct NetConfig {
     /// The largest payload of a frame; the driver takes no more then.
     pub mtu: Option<u16>,
     /// Where its frames come from and go to.
-    pub tap: Option<Tap>,
+    pub link: Option<Link>,
+    /// That is, or will be, a [`Link::Stream`]: nothing is left to the host.
+    pub plain: bool,
     /// Limits on frames to the guest.
     pub rx_limits: RateLimits,
     /// Limits on frames from the guest.
@@ -115,12 +124,13 @@ pub struct Net {
     empty: bool,
     mac: [u8; 6],
     mtu: Option<u16>,
-    tap: Option<Tap>,
+    link: Option<Link>,
+    plain: bool,
     rx_limiter: RateLimiter,
     tx_limiter: RateLimiter,
-    /// A frame waits for the tap to take it.
+    /// A frame waits for the link to take it.
     tx_blocked: bool,
-    /// The driver may have seen another tap than this one, or none.
+    /// The driver may have seen another link than this one, or none.
     restored: bool,
     active: Option<Active>,
 }
@@ -128,13 +138,13 @@ pub struct Net {
 /// How one turn of a queue ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
-    /// It waits for an event: the driver's, the tap's, or a timer's.
+    /// It waits for an event: the driver's, the link's, or a timer's.
     Waiting,
-    /// It waits for the tap to take more.
+    /// It waits for the link to take more.
     Blocked,
     /// It may have more to do.
     Unfinished,
-    /// The tap is gone.
+    /// The link is gone.
     Gone,
 }
 
@@ -145,7 +155,8 @@ impl Net {
             empty: false,
             mac: config.mac,
             mtu: config.mtu,
-            tap: config.tap,
+            link: config.link,
+            plain: config.plain,
             rx_limiter: RateLimiter::new(&config.rx_limits)?,
             tx_limiter: RateLimiter::new(&config.tx_limits)?,
             tx_blocked: false,
@@ -169,8 +180,7 @@ impl Net {
         tap: Tap,
         ops: &mut EventOps,
     ) -> Result<(), PlugError> {
-        // A driver that took nothing for a device has not seen what this one will offer.
-        if self.tap.is_some() || self.empty && self.active.is_some() {
+        if !self.has_room() {
             return Err(PlugError::Occupied);
         }
         if let Some(active) = &self.active {
@@ -180,23 +190,29 @@ impl Net {
         if std::mem::take(&mut self.empty) {
             self.mtu = mtu;
         }
-        (self.mac, self.tap) = (mac, Some(tap));
-        self.watch_tap(ops);
+        (self.mac, self.link) = (mac, Some(Link::Tap(tap)));
+        self.watch_link(ops);
         Ok(())
     }
 
-    fn watch_tap(&self, ops: &mut EventOps) {
-        if let Some(tap) = &self.tap {
+    /// Whether something can be plugged in.
+    pub fn has_room(&self) -> bool {
+        // A driver that took nothing for a device has not seen what this one will offer.
+        self.link.is_none() && !(self.empty && self.active.is_some())
+    }
+
+    fn watch_link(&self, ops: &mut EventOps) {
+        if let Some(link) = &self.link {
             // Edges: frames that wait for the guest's buffers would keep the loop awake.
             let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-            let added = ops.add(Events::with_data(tap, DATA_TAP, events));
-            debug_assert!(added.is_ok(), "fd {} can be watched: {added:?}", tap.as_raw_fd());
+            let added = ops.add(Events::with_data(link, DATA_LINK, events));
+            debug_assert!(added.is_ok(), "fd {} can be watched: {added:?}", link.as_raw_fd());
         }
     }
 
     /// `struct virtio_net_config` up to `mtu`.
     fn config_space(&self) -> [u8; 12] {
-        let status = if self.tap.is_some() { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+        let status = if self.link.is_some() { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
         let mut config = [0; 12];
         config[..6].copy_from_slice(&self.mac);
         config[6..8].copy_from_slice(&status.to_le_bytes());
@@ -207,11 +223,11 @@ impl Net {
     }
 
     fn receive(&mut self, ops: &mut EventOps) {
-        let (Some(active), Some(tap)) = (&mut self.active, &self.tap) else { return };
+        let (Some(active), Some(link)) = (&mut self.active, &mut self.link) else { return };
         let receiver =
             Receiver::new(&mut active.queues[RX], &active.memory, active.features, self.mtu);
         // An error is a ring the driver has corrupted: it goes quiet until reset.
-        let Ok((turn, interrupt)) = receiver.run(tap, &mut self.rx_limiter) else { return };
+        let Ok((turn, interrupt)) = receiver.run(link, &mut self.rx_limiter) else { return };
         if interrupt {
             active.interrupt.used();
         }
@@ -221,9 +237,9 @@ impl Net {
     fn transmit(&mut self, ops: &mut EventOps) {
         let Some(active) = &mut self.active else { return };
         let (memory, queue) = (&*active.memory, &mut active.queues[TX]);
-        let (tap, limiter) = (self.tap.as_ref(), &mut self.tx_limiter);
+        let (link, limiter) = (self.link.as_mut(), &mut self.tx_limiter);
         // As above.
-        let Ok(turn) = tx::send(queue, memory, active.features, tap, limiter) else { return };
+        let Ok(turn) = tx::send(queue, memory, active.features, link, limiter) else { return };
         self.tx_blocked = turn == Turn::Blocked;
         if queue.needs_notification(memory).unwrap_or(false) {
             active.interrupt.used();
@@ -239,11 +255,11 @@ impl Net {
         }
     }
 
-    /// Does without a tap whose interface was deleted.
+    /// Does without a link whose other end is gone.
     fn unplug(&mut self, ops: &mut EventOps) {
-        if let Some(tap) = self.tap.take() {
+        if let Some(link) = self.link.take() {
             // It was added in `register`, or never: both are fine.
-            let _ = ops.remove(Events::empty(&tap));
+            let _ = ops.remove(Events::empty(&link));
         }
         if let Some(active) = &self.active {
             active.interrupt.config_changed();
@@ -263,7 +279,8 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        FEATURES | self.mtu.map_or(0, |_| 1 << VIRTIO_NET_F_MTU)
+        let offloads = if self.plain { 0 } else { OFFLOADS };
+        FEATURES | offloads | self.mtu.map_or(0, |_| 1 << VIRTIO_NET_F_MTU)
     }
 
     fn queue_sizes_max(&self) -> &[u16] {
@@ -283,8 +300,8 @@ impl VirtioDevice for Net {
         if let Some(index) = active.queues.iter().position(|queue| !queue.ready()) {
             return Err(ActivateError::QueueNotReady { device: self.name(), index });
         }
-        if let Some(tap) = &self.tap {
-            tap.set_offloads(active.features)
+        if let Some(link) = &self.link {
+            link.set_offloads(active.features)
                 .map_err(|source| ActivateError::Host { device: "net", source })?;
         }
         if std::mem::take(&mut self.restored) {
@@ -309,7 +326,7 @@ impl VirtioDevice for Net {
     }
 
     fn register(&mut self, ops: &mut EventOps) {
-        self.watch_tap(ops);
+        self.watch_link(ops);
         self.rx_limiter.register(ops, DATA_RX_TIMER);
         self.tx_limiter.register(ops, DATA_TX_TIMER);
     }
@@ -324,10 +341,12 @@ impl VirtioDevice for Net {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let lost = events.event_set().intersects(EventSet::ERROR | EventSet::HANG_UP);
         match events.data() {
-            DATA_TAP if lost => self.unplug(ops),
-            DATA_TAP => {
+            DATA_LINK if lost => self.unplug(ops),
+            DATA_LINK => {
                 self.receive(ops);
-                if self.tx_blocked {
+                // An error is one that the link ends with, which is another event.
+                let sent = self.link.as_mut().is_none_or(|link| link.flush().unwrap_or(true));
+                if self.tx_blocked && sent {
                     self.transmit(ops);
                 }
             }

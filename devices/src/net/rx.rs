@@ -1,4 +1,4 @@
-//! Frames from the tap to the guest.
+//! Frames from the host to the guest.
 //!
 //! A frame goes straight to the buffers the driver has made available, before its length is known:
 //! so nothing is read until they could take the largest frame there can be. Buffers that a turn did
@@ -13,7 +13,8 @@ use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
 
 use super::header::{self, ETHERNET_LEN, FRAME_LEN_MAX, NUM_BUFFERS};
-use super::tap::{Tap, is_gone};
+use super::link::Link;
+use super::tap::is_gone;
 use super::{FRAMES_MAX, Turn};
 use crate::GuestMemory;
 use crate::iovec::IoVecs;
@@ -80,13 +81,13 @@ impl<'a, 'm> Receiver<'a, 'm> {
     /// Receives frames, as many as one turn may, and returns whether the driver wants an interrupt.
     pub(super) fn run(
         mut self,
-        tap: &Tap,
+        link: &mut Link,
         limiter: &mut RateLimiter,
     ) -> Result<(Turn, bool), Error> {
         self.queue.disable_notification(self.memory)?;
         let mut turn = Turn::Unfinished;
         for _ in 0..FRAMES_MAX {
-            if let Some(reason) = self.receive(tap, limiter)? {
+            if let Some(reason) = self.receive(link, limiter)? {
                 turn = reason;
                 break;
             }
@@ -98,7 +99,11 @@ impl<'a, 'm> Receiver<'a, 'm> {
     }
 
     /// Receives one frame, or returns why the turn is over.
-    fn receive(&mut self, tap: &Tap, limiter: &mut RateLimiter) -> Result<Option<Turn>, Error> {
+    fn receive(
+        &mut self,
+        link: &mut Link,
+        limiter: &mut RateLimiter,
+    ) -> Result<Option<Turn>, Error> {
         if let Some(reason) = self.gather()? {
             return Ok(Some(reason));
         }
@@ -117,7 +122,7 @@ impl<'a, 'm> Receiver<'a, 'm> {
         // A byte more tells a frame that fills the buffers from one that was cut off.
         let mut beyond = [0; 1];
         buffers.push(&[VolatileSlice::from(&mut beyond[..])], 1);
-        match tap.receive(&buffers) {
+        match link.receive(&buffers) {
             Ok(len) => {
                 limiter.charge(len);
                 if (header::LEN..=room).contains(&len) {
@@ -184,7 +189,7 @@ impl<'a, 'm> Receiver<'a, 'm> {
             first.get_or_insert(chain.buffers);
         }
         if let Some(mut buffers) = first {
-            // The tap leaves this field alone.
+            // The host leaves this field alone.
             buffers.advance(NUM_BUFFERS);
             buffers.write(&(chains.len() as u16).to_le_bytes());
         }

@@ -4,6 +4,7 @@ mod hostile;
 mod place;
 mod random;
 mod receive;
+mod stream;
 mod transmit;
 
 use std::os::fd::OwnedFd;
@@ -38,8 +39,8 @@ impl Wire {
     /// With `features` of those offered.
     fn with(features: u64, config: NetConfig) -> Self {
         let (host, guest) = sockets();
-        let tap = Some(Tap::socket(guest));
-        let device = Net::new(NetConfig { mac: MAC, tap, ..config }).unwrap();
+        let link = Some(Link::Tap(Tap::socket(guest)));
+        let device = Net::new(NetConfig { mac: MAC, link, ..config }).unwrap();
         let mut driver = Driver::new(Box::new(device));
         let offered = driver.offered_features();
         driver.initialise(offered & features | VERSION_1);
@@ -174,8 +175,8 @@ fn a_restored_device_has_its_driver_look_at_the_new_tap() {
     let mut driver = Driver::start(Box::new(Net::new(NetConfig::default()).unwrap()));
     let generation = driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG_GENERATION);
     let (host, guest) = sockets();
-    let tap = Some(Tap::socket(guest));
-    let plugged = Net::new(NetConfig { mac: MAC, mtu: Some(1400), tap, ..NetConfig::default() });
+    let link = Some(Link::Tap(Tap::socket(guest)));
+    let plugged = Net::new(NetConfig { mac: MAC, mtu: Some(1400), link, ..NetConfig::default() });
     driver.restore_to(Box::new(plugged.unwrap())).unwrap();
     assert_eq!(driver.transport.lock().unwrap().interrupt().pending(), 2, "configuration changed");
     assert_eq!(driver.interrupts.count(), 1);

@@ -1,10 +1,11 @@
-//! Frames from the guest to the tap.
+//! Frames from the guest to the host.
 
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
 
 use super::header::{self, ETHERNET_LEN, TxHeader};
-use super::tap::{Tap, is_gone};
+use super::link::Link;
+use super::tap::is_gone;
 use super::{FRAMES_MAX, Turn};
 use crate::GuestMemory;
 use crate::iovec::IoVecs;
@@ -19,19 +20,19 @@ const BUFFERS_MAX: usize = 64;
 enum Sent {
     /// It is done with, whether it was sent or dropped.
     Done,
-    /// The tap takes no more for now.
+    /// The link takes no more for now.
     Blocked,
-    /// The tap is gone.
+    /// The link is gone.
     Gone,
 }
 
-/// Sends what the driver has made available, as much as one turn may. Without a tap, frames go
+/// Sends what the driver has made available, as much as one turn may. Without a link, frames go
 /// nowhere, as with a cable unplugged.
 pub(super) fn send(
     queue: &mut Queue,
     memory: &GuestMemory,
     features: u64,
-    tap: Option<&Tap>,
+    mut link: Option<&mut Link>,
     limiter: &mut RateLimiter,
 ) -> Result<Turn, Error> {
     queue.disable_notification(memory)?;
@@ -49,7 +50,7 @@ pub(super) fn send(
         let head = chain.head_index();
         let frame = Buffers::readable(memory, chain, queue.size().into()).unwrap_or_default();
         let len = frame.len();
-        let sent = tap.map_or(Sent::Done, |tap| send_frame(tap, frame, features));
+        let sent = link.as_mut().map_or(Sent::Done, |link| send_frame(link, frame, features));
         if !matches!(sent, Sent::Done) {
             queue.go_to_previous_position();
             let gone = matches!(sent, Sent::Gone);
@@ -61,21 +62,22 @@ pub(super) fn send(
     Ok(Turn::Unfinished)
 }
 
-fn send_frame(tap: &Tap, mut frame: Buffers, features: u64) -> Sent {
+fn send_frame(link: &mut Link, mut frame: Buffers, features: u64) -> Sent {
     if !(header::LEN + ETHERNET_LEN..=header::FRAME_LEN_MAX).contains(&frame.len()) {
         return Sent::Done;
     }
     let mut bytes = [0; header::LEN];
     frame.read(&mut bytes);
-    let Some(mut header) = TxHeader::check(bytes, frame.len(), features) else {
+    let Some(header) = TxHeader::check(bytes, frame.len(), features) else {
         return Sent::Done;
     };
+    let mut preamble = link.preamble(header, frame.len());
     let mut buffers = IoVecs::<BUFFERS_MAX>::new();
-    buffers.push(&[VolatileSlice::from(header.bytes_mut())], header::LEN);
+    buffers.push(&[VolatileSlice::from(preamble.bytes_mut())], header::LEN);
     if !buffers.push(frame.slices(), frame.len()) {
         return Sent::Done;
     }
-    match tap.send(&buffers) {
+    match link.send(&buffers) {
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Sent::Blocked,
         Err(error) if is_gone(&error) => Sent::Gone,
         // What the host does not take for a frame is lost, as on any network.

@@ -164,9 +164,12 @@ pub struct RunArgs {
     /// Limit what the guest asks of a device in a second, e.g. fs-bytes=100m or net-tx-ops=1000:5000; or its vsock-connections and the vsock-buffer of each
     #[arg(long, value_name = "NAME=RATE[:BURST]")]
     pub limit: Vec<String>,
-    /// The container's network: that of a network namespace, which it takes over, or none
-    #[arg(long, value_name = "none|netns:PATH", default_value = "none")]
+    /// The container's network: none, that of a network namespace, which it takes over, or passt's
+    #[arg(long, value_name = "none|netns:PATH|passt", default_value = "none")]
     pub network: String,
+    /// With --network passt: make a port of the host's the container's
+    #[arg(short, long, value_name = "[IP:]HOST:GUEST[/udp]")]
+    pub publish: Vec<String>,
     /// Name of the VM [default: random]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

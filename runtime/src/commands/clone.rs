@@ -25,7 +25,7 @@ use crate::templates::{Snapshot, Templates};
 pub fn run(args: &CloneArgs, root: &Root, global: &Global, log: &Log) -> Result<u8, OciError> {
     let container = oci::open(root, &args.id)?;
     let id = ContainerId::try_from(args.new.as_str())?;
-    let network = args.network.as_deref().map(request::network).transpose()?;
+    let network = args.network.as_deref().map(request::namespace).transpose()?;
     // Nobody else's, and gone with the last VM that uses it.
     let mut files = Templates::of_this_user()?.nameless()?;
     files.base = container.record.memory.as_ref().and_then(|memory| File::open(memory).ok());

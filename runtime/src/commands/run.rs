@@ -1,5 +1,6 @@
 //! `bulkhead run`: a command in a micro-VM, from start to exit code.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -17,13 +18,14 @@ use crate::assets::Dirs;
 use crate::facts::{FactError, Facts, ImageFacts};
 use crate::images::{self, ImageError};
 use crate::machine_id::MachineIdError;
+use crate::net::passt::{self, Passt, PasstError};
 use crate::net::{NetError, Network};
 use crate::oci::container::ContainerError;
 use crate::oci::record::{HostProcess, Phase, Record};
 use crate::oci::{self, clock, signal};
-use crate::request::{self, Request, RequestError};
+use crate::request::{self, Request, RequestError, Volume};
 use crate::session::{Cause, Ended, Session};
-use crate::state::{Root, StateError, VmDir};
+use crate::state::{self, Root, StateError, VmDir};
 use crate::verdict::{self, VerdictError};
 use crate::vmm::{self, Course, Input, Vmm, VmmError};
 use crate::{EXIT_FAILED, launch, machine_id, plan, timeline};
@@ -32,6 +34,8 @@ use bulkhead_vmm::signals::Signals;
 /// Exit codes of a command that cannot be executed, and of one that is not there, as in shells.
 const EXIT_NOT_EXECUTABLE: u8 = 126;
 const EXIT_NOT_FOUND: u8 = 127;
+/// Where a container looks for its name server.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Exit codes from here on are 128 + a signal's number.
 const EXIT_SIGNAL: u8 = 128;
 /// Bytes of randomness in a name that was not given.
@@ -50,6 +54,8 @@ pub enum RunError {
     Verdict(#[from] VerdictError),
     #[error(transparent)]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     #[error(transparent)]
     Vmm(#[from] VmmError),
     #[error(transparent)]
@@ -99,7 +105,7 @@ impl RunError {
 /// Runs the container, whose VM boots if it is to be `cold`; returns its exit code. `started_ns` is
 /// where the timeline begins.
 pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u8, RunError> {
-    let request = Request::try_from(args)?;
+    let mut request = Request::try_from(args)?;
     let mut facts = Facts::gather(&request, &Dirs::of_this_process())?;
     root.create()?;
     verdict::ensure(root)?;
@@ -113,9 +119,9 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
     facts.image = image.as_ref().map(|(_, facts)| facts.clone());
     let from_ns = request.timeline.then_some(started_ns);
     let timeline = Timeline::new(from_ns);
+    // passt lives as long as this.
+    let (_passt, network) = network(&mut request, &mut facts, &dir)?;
     let vm = plan::vm(&request, &facts, &name, dir.socket(), from_ns);
-    let network = request.network.as_deref().map(Network::take_over).transpose()?;
-    let network = network.unwrap_or_default();
     let vm = VmSpec { nets: network.nets, ..vm };
     // Another kernel is for one to find out what it does, from its beginning.
     let template = launch::template(&vm, &facts.vmm, root, cold || request.kernel.is_some());
@@ -150,6 +156,33 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
         eprint!("{}", timeline::table(timeline.marks().into_iter().chain(guest).collect()));
     }
     exit_code(ended)
+}
+
+/// The container's network, and what has to live as long as it. passt's comes with a name server, for
+/// a file that is mounted like a volume.
+fn network(
+    request: &mut Request,
+    facts: &mut Facts,
+    dir: &VmDir,
+) -> Result<(Option<Passt>, Network), RunError> {
+    let ports = match &request.network {
+        request::Network::None => return Ok((None, Network::default())),
+        request::Network::Namespace(path) => return Ok((None, Network::take_over(path)?)),
+        request::Network::Passt(ports) => ports,
+    };
+    let (passt, network) = Passt::start(ports)?;
+    if request.volumes.iter().all(|volume| volume.guest != RESOLV_CONF) {
+        let file = dir.path().join(state::RESOLV_CONF);
+        fs::write(&file, passt::resolv_conf()).map_err(|source| StateError::Io {
+            action: "write",
+            path: file.clone(),
+            source,
+        })?;
+        let guest = RESOLV_CONF.to_owned();
+        request.volumes.push(Volume { host: file.clone(), guest, read_only: true });
+        facts.volumes.push(file);
+    }
+    Ok((Some(passt), network))
 }
 
 /// Nobody to connect to: the VMM has ended already, and that says more than our error.

@@ -8,6 +8,7 @@ use bulkhead_protocol::rpc::agent::{
 
 use super::oci::{self, OciError};
 use crate::args::oci::IdArgs;
+use crate::net;
 use crate::oci::container::Container;
 use crate::oci::record::Phase;
 use crate::oci::{hooks, log::Log, plan, plug, pod, status::State};
@@ -27,6 +28,21 @@ pub fn start(container: &mut Container, log: &Log) -> Result<(), OciError> {
     if !status.can_start() {
         return Err(OciError::Status { verb: "start", id: container.id.clone(), status });
     }
+    if let Err(error) = execute(container) {
+        // Nothing has become of it, so that it can be tried again.
+        net::give_back(container.record.process);
+        return Err(error);
+    }
+    container.set_phase(Phase::Running)?;
+    let state = State::of(container).json();
+    if let Err(error) = hooks::run("poststart", container.hooks().poststart().as_ref(), &state) {
+        log.error(&error.to_string());
+    }
+    Ok(())
+}
+
+/// Connects the container to its network and executes its process.
+fn execute(container: &Container) -> Result<(), OciError> {
     let network = plug_in(container)?;
     let mut agent = container.agent(PATIENCE)?;
     let hooks = container.hooks();
@@ -39,11 +55,6 @@ pub fn start(container: &mut Container, log: &Log) -> Result<(), OciError> {
     let response: StartContainerResponse = agent.call("StartContainer", &request, PATIENCE)?;
     if let Some(failure) = response.failure.into_option() {
         return Err(OciError::Start { id: container.id.clone(), message: failure.message });
-    }
-    container.set_phase(Phase::Running)?;
-    let state = State::of(container).json();
-    if let Err(error) = hooks::run("poststart", hooks.poststart().as_ref(), &state) {
-        log.error(&error.to_string());
     }
     Ok(())
 }

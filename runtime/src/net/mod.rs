@@ -12,6 +12,7 @@
 
 mod inventory;
 mod netlink;
+pub mod passt;
 mod plan;
 mod redirect;
 mod tap;
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use bulkhead_protocol::rpc::agent::NetworkSpec;
-use bulkhead_vmm::spec::{NETS_MAX, NetSpec};
+use bulkhead_vmm::spec::{LinkKind, NETS_MAX, NetSpec};
 use rustix::fs::FlockOperation;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -96,7 +97,7 @@ pub enum NetError {
 /// A container's network, ready for its VM.
 #[derive(Debug, Default)]
 pub struct Network {
-    /// One tap an interface: they have to stay open until the VMM has inherited them.
+    /// One tap an interface, or other link: they have to stay open until the VMM has inherited them.
     pub taps: Vec<OwnedFd>,
     /// The VM's devices, in the same order, which refer to [`Network::taps`] by number.
     pub nets: Vec<NetSpec>,
@@ -139,6 +140,26 @@ impl Network {
         }
         within(&namespace, || set_up(&path, room)).map_err(enter)?
     }
+}
+
+/// Undoes what [`Network::of_vmm`] has done: the interfaces are the engine's again. What fails is no
+/// worse than before; the taps go with the VMM at last.
+pub fn give_back(vmm: HostProcess) {
+    let namespace = File::open(format!("/proc/{}/ns/net", vmm.pid));
+    let own = namespace
+        .ok()
+        .filter(|namespace| vmm.find().is_some() && !is_own(namespace).unwrap_or(true));
+    let undo = || {
+        let mut netlink = Netlink::open()?;
+        for link in Inventory::read(&mut netlink)?.links {
+            match plan::is_tap(&link) {
+                true => redirect::delete(&mut netlink, link.index),
+                false => redirect::remove(&mut netlink, link.index),
+            }
+        }
+        io::Result::Ok(())
+    };
+    let _ = own.map(|namespace| within(&namespace, undo));
 }
 
 /// Whether a VMM has left our network namespace for its own, as one that is jailed does before all
@@ -203,7 +224,8 @@ fn take(netlink: &mut Netlink, nic: &Nic) -> Result<OwnedFd, NetError> {
 impl Network {
     fn add(&mut self, nic: &Nic, tap: OwnedFd) {
         self.nets.push(NetSpec {
-            tap_fd: Some(tap.as_raw_fd()),
+            link_fd: Some(tap.as_raw_fd()),
+            kind: LinkKind::Tap,
             mac: nic.mac,
             mtu: u16::try_from(nic.mtu).ok(),
         });

@@ -75,7 +75,7 @@ pub struct Plan {
 pub fn plan(inventory: &Inventory, room: usize) -> Result<Plan, PlanError> {
     let mut nics = Vec::new();
     for link in &inventory.links {
-        if link.kind == "tun" && link.name.starts_with(NAME_PREFIX) {
+        if is_tap(link) {
             return Err(PlanError::InUse { tap: link.name.clone() });
         }
         // What is down and has no address was not meant for the container: kernels add tunnel
@@ -97,6 +97,11 @@ pub fn plan(inventory: &Inventory, room: usize) -> Result<Plan, PlanError> {
         ..Default::default()
     };
     Ok(Plan { nics, spec })
+}
+
+/// Whether it is a VM's tap.
+pub fn is_tap(link: &Link) -> bool {
+    link.kind == "tun" && link.name.starts_with(NAME_PREFIX)
 }
 
 fn nic(link: &Link) -> Result<Nic, PlanError> {

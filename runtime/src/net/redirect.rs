@@ -55,6 +55,14 @@ pub fn join(netlink: &mut Netlink, interface: u32, tap: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Deletes a tap, whoever has it open.
+pub fn delete(netlink: &mut Netlink, tap: u32) {
+    let mut link = LinkMessage::default();
+    link.header.index = tap;
+    // One that is gone already need not be deleted.
+    let _ = netlink.request(Message::DelLink(link), 0);
+}
+
 /// Lets the host's kernel have the interface's traffic again.
 pub fn remove(netlink: &mut Netlink, interface: u32) {
     // An error says that there is nothing to be removed, or no such interface any more.

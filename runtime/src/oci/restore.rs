@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::rpc::agent::{NetworkSpec, RestoreRequest, RestoreResponse};
 use bulkhead_vmm::snapshot::{self, SnapshotError};
-use bulkhead_vmm::spec::{NetSpec, VmSpec};
+use bulkhead_vmm::spec::{LinkKind, NetSpec, VmSpec};
 
 use crate::agent::AgentError;
 use crate::client::Client;
@@ -45,7 +45,7 @@ pub fn shape(mut vm: VmSpec, files: Option<&Snapshot>) -> Result<VmSpec, Restore
     if found > saved {
         return Err(RestoreError::Interfaces { saved, found });
     }
-    vm.nets.resize(saved, NetSpec { mtu: Some(MTU_DEFAULT), ..launch::unplugged() });
+    vm.nets.resize(saved, NetSpec { mtu: Some(MTU_DEFAULT), ..launch::unplugged(LinkKind::Tap) });
     // What does not fit is more than a VM has, and refused by the VMM.
     vm.net_places = u8::try_from(places).unwrap_or(u8::MAX);
     Ok(vm)

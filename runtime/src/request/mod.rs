@@ -4,6 +4,7 @@ mod capabilities;
 pub mod limits;
 pub mod memory;
 mod names;
+mod port;
 mod ulimit;
 mod volume;
 
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use bulkhead_vmm::spec::{Confinement, IdMap, Limits, VCPUS_MAX};
 
 use crate::args::RunArgs;
+pub use port::Port;
 pub use ulimit::Ulimit;
 pub use volume::Volume;
 
@@ -49,8 +51,10 @@ pub enum RequestError {
     Workdir(String),
     #[error("--user {0:?}: give USER or USER:GROUP")]
     User(String),
-    #[error("--network {0:?}: give none, or netns:PATH for a network namespace")]
+    #[error("--network {0:?}: give none, netns:PATH for a network namespace, or to `run` passt")]
     Network(String),
+    #[error(transparent)]
+    Port(#[from] port::PortError),
     #[error("--entrypoint: a root directory has none; give the command alone")]
     Entrypoint,
 }
@@ -70,6 +74,17 @@ pub enum Root {
     Directory(PathBuf),
     /// An image, by whatever name.
     Image(String),
+}
+
+/// The container's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Loopback.
+    None,
+    /// That of a network namespace, whose interfaces the container takes over.
+    Namespace(PathBuf),
+    /// passt's, with these ports published.
+    Passt(Vec<Port>),
 }
 
 /// What was asked for.
@@ -95,8 +110,7 @@ pub struct Request {
     pub limits: Limits,
     /// Who the container's users are on the host, if not the same.
     pub idmap: Option<IdMap>,
-    /// The network namespace whose interfaces the container takes over.
-    pub network: Option<PathBuf>,
+    pub network: Network,
     pub tty: bool,
     pub interactive: bool,
     pub console: bool,
@@ -135,7 +149,7 @@ impl TryFrom<&RunArgs> for Request {
             ulimits,
             limits: limits::of(&args.limit)?,
             idmap: args.idmap.as_deref().map(idmap).transpose()?,
-            network: network(&args.network)?,
+            network: network(args)?,
             tty: args.tty,
             interactive: args.interactive,
             console: args.console,
@@ -203,11 +217,23 @@ fn jail(text: &str) -> Confinement {
 }
 
 /// The network namespace that `--network` names, if that is not none.
-pub fn network(text: &str) -> Result<Option<PathBuf>, RequestError> {
+pub fn namespace(text: &str) -> Result<Option<PathBuf>, RequestError> {
     match (text, text.strip_prefix("netns:")) {
         ("none", _) => Ok(None),
         (_, Some(path)) if !path.is_empty() => Ok(Some(path.into())),
         _ => Err(RequestError::Network(text.to_owned())),
+    }
+}
+
+fn network(args: &RunArgs) -> Result<Network, RequestError> {
+    let ports = args.publish.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    if args.network == "passt" {
+        return Ok(Network::Passt(ports));
+    }
+    let network = namespace(&args.network)?.map_or(Network::None, Network::Namespace);
+    match args.publish.first() {
+        Some(port) => Err(port::PortError::NoNetwork(port.clone()).into()),
+        None => Ok(network),
     }
 }
 
@@ -296,6 +322,8 @@ mod tests {
             ("--limit", "disk-bytes=1"),
             ("--network", "host"),
             ("--network", "netns:"),
+            ("--publish", "80"),
+            ("--publish", "8080:80"),
         ] {
             let error = request(&[&format!("{option}={value}")]).unwrap_err();
             assert!(error.starts_with(option), "{option} {value}: {error}");

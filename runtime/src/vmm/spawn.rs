@@ -114,10 +114,11 @@ fn json_file(spec: &VmSpec) -> io::Result<File> {
 }
 
 /// Descriptors that a program executed meanwhile inherits. No other thread of ours executes one then.
-struct Inherited(Vec<RawFd>);
+pub struct Inherited(Vec<RawFd>);
 
 impl Inherited {
-    fn new(fds: impl Iterator<Item = RawFd>) -> io::Result<Self> {
+    /// These.
+    pub fn new(fds: impl Iterator<Item = RawFd>) -> io::Result<Self> {
         let fds = Self(fds.collect());
         fds.set_flags(0).map(|()| fds)
     }

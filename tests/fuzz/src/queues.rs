@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use bulkhead_devices::fs::FsDevice;
-use bulkhead_devices::net::{Net, NetConfig, Tap};
+use bulkhead_devices::net::{Link, Net, NetConfig, Tap};
 use bulkhead_devices::rng::Rng;
 use bulkhead_devices::testing::{Driver, FREE_MEMORY, raw_descriptor};
 use bulkhead_devices::virtio::VirtioDevice;
@@ -93,7 +93,7 @@ pub fn net(input: &[u8]) {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let sockets = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
     let (host, guest) = sockets.unwrap();
-    let config = NetConfig { tap: Some(Tap::socket(guest)), ..NetConfig::default() };
+    let config = NetConfig { link: Some(Link::Tap(Tap::socket(guest))), ..NetConfig::default() };
     drive(Box::new(Net::new(config).unwrap()), input, |input| {
         let len = input.u8();
         let _ = rustix::net::send(&host, input.bytes(len.into()), SendFlags::empty());
