@@ -3,6 +3,7 @@
 mod bad_input;
 mod checkpoint;
 mod checkpoint_network;
+mod checkpoint_terminal;
 mod clone;
 mod containerd;
 mod doctor;

@@ -6,7 +6,6 @@
 //!                                                  └──▶ processes thawed ──▶ the agent's answer
 //! ```
 
-use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use bulkhead_vmm::snapshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::container::Container;
+use super::pagemap;
 use crate::agent::AgentError;
 use crate::commands::oci::{OciError, PATIENCE};
 use crate::templates::{Snapshot, TemplateError};
@@ -32,7 +32,7 @@ pub fn save(container: &Container, files: &mut Snapshot, then: Then) -> Result<C
     }
     let mut agent = container.agent(PATIENCE)?;
     let mut control = container.control()?;
-    let pagemap = files.base.as_ref().and_then(|_| pagemap(container));
+    let pagemap = files.base.as_ref().and_then(|_| pagemap::open(container.record.process));
     let mut sent = vec![files.state.as_fd(), files.memory.as_fd()];
     if let (Some(base), Some(pagemap)) = (&files.base, &pagemap) {
         sent.extend([base.as_fd(), pagemap.as_fd()]);
@@ -65,13 +65,4 @@ pub fn save(container: &Container, files: &mut Snapshot, then: Then) -> Result<C
         files.base = None;
     }
     Ok(control)
-}
-
-/// Which pages its VMM has of its own, as only its kernel knows. `None` where we may not look: the
-/// snapshot is whole then.
-fn pagemap(container: &Container) -> Option<File> {
-    let vmm = container.record.process;
-    let pagemap = File::open(format!("/proc/{}/pagemap", vmm.pid)).ok()?;
-    // Only now: while it lives, its ID is nobody else's.
-    vmm.find().map(|_| pagemap)
 }

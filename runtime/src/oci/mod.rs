@@ -65,6 +65,7 @@ pub mod fork;
 pub mod hooks;
 pub mod id;
 pub mod log;
+pub mod pagemap;
 pub mod plan;
 pub mod plug;
 pub mod pod;

@@ -1,7 +1,8 @@
 //! Snapshots that hold only what differs from another memory file, their base. The memory of a VM that was
 //! cloned or restored is a private mapping of one: pages that are no longer the file's are the VM's own,
 //! and the kernel says which they are (admin-guide/mm/pagemap.rst). A difference of a difference has the
-//! same base: it holds what either has.
+//! same base: it holds what either has. So there is nothing to switch on, as KVM's dirty log would have
+//! to be, at the price of a fault for every page that the guest writes to again.
 
 use std::fs::File;
 use std::io;
@@ -10,12 +11,12 @@ use std::os::unix::fs::FileExt;
 use bulkhead_devices::GuestMemory;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use serde::{Deserialize, Serialize};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::memory::write_pages;
+use super::runs::{PAGE, Run, end, parts, runs};
 use super::{SnapshotError, file};
 
-const PAGE: u64 = 4096;
 /// More runs of pages are not worth it: each is a mapping, of which a process has 65530.
 const RUNS_MAX: usize = 16 << 10;
 /// Bits of an entry of pagemap: the page is in memory, in swap space; it is the file's.
@@ -27,19 +28,6 @@ const ENTRIES: usize = 64 << 10;
 /// Bytes written together.
 const CHUNK: u64 = 1 << 20;
 
-/// Neighbouring pages of a memory file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Run {
-    first: u32,
-    count: u32,
-}
-
-impl Run {
-    fn end(self) -> u64 {
-        u64::from(self.first) + u64::from(self.count)
-    }
-}
-
 /// The pages that a memory file has of its own, in order; all others are its base's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnPages(Vec<Run>);
@@ -48,7 +36,7 @@ impl OwnPages {
     /// Those of `memory`, of whose process `pagemap` is, and which had `before` when it was mapped.
     /// `None` if they are too scattered.
     pub fn of(memory: &GuestMemory, pagemap: &File, before: &Self) -> io::Result<Option<Self>> {
-        let mut own = Self::default();
+        let mut own = Vec::new();
         let mut before = before.0.iter().copied().peekable();
         let mut page = 0;
         let mut bytes = vec![0; ENTRIES * size_of::<u64>()];
@@ -65,31 +53,21 @@ impl OwnPages {
                     let had = before.peek().is_some_and(|run| u64::from(run.first) <= page);
                     let has = entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0;
                     if had || has {
-                        own.add(page as u32);
+                        own.push(page as u32);
                     }
                     page += 1;
                 }
             }
         }
-        Ok((own.0.len() <= RUNS_MAX).then_some(own))
-    }
-
-    fn add(&mut self, page: u32) {
-        match self.0.last_mut() {
-            Some(run) if run.end() == u64::from(page) => run.count += 1,
-            _ => self.0.push(Run { first: page, count: 1 }),
-        }
+        let own = runs(own);
+        Ok((own.len() <= RUNS_MAX).then_some(Self(own)))
     }
 
     /// What comes from a file fits a memory of `mib` MiB.
     pub fn check(&self, mib: u32) -> Result<(), SnapshotError> {
-        let mut end = 0;
-        for run in &self.0 {
-            if u64::from(run.first) < end || run.count == 0 {
-                return Err(SnapshotError::Damaged("its pages are out of order"));
-            }
-            end = run.end();
-        }
+        let Some(end) = end(&self.0) else {
+            return Err(SnapshotError::Damaged("its pages are out of order"));
+        };
         if end > (u64::from(mib) << 20) / PAGE || self.0.len() > RUNS_MAX {
             return Err(SnapshotError::Damaged("it has too many pages"));
         }
@@ -99,19 +77,18 @@ impl OwnPages {
     /// Writes them to the empty file `to`, each to its place. The guest must stand still.
     pub fn save(&self, memory: &GuestMemory, to: &File) -> Result<(), SnapshotError> {
         let mut chunk = vec![0; CHUNK as usize];
-        self.parts(memory, |region, at, offset, len| {
-            for done in (0..len).step_by(CHUNK as usize) {
-                let bytes = &mut chunk[..CHUNK.min(len - done) as usize];
-                let from = region.get_host_address(MemoryRegionAddress(at + done));
-                let from = from.map_err(io::Error::other)?;
-                // SAFETY: `from` is the address of as many mapped bytes of the region, for `parts`
-                // keeps to it; the guest, the only other user, stands still.
+        let written = parts(&self.0, memory, |part| {
+            for done in (0..part.len).step_by(CHUNK as usize) {
+                let bytes = &mut chunk[..CHUNK.min(part.len - done) as usize];
+                let from = part.host.wrapping_add(done as usize);
+                // SAFETY: as many bytes of the part, which lies within a mapping of guest memory; the
+                // guest, the only other user, stands still.
                 unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
-                write_pages(to, bytes, offset + done)?;
+                write_pages(to, bytes, part.file + done)?;
             }
             Ok(())
-        })
-        .map_err(file("write"))?;
+        });
+        written.map_err(file("write"))?;
         let len = memory.iter().map(GuestMemoryRegion::len).sum();
         to.set_len(len).map_err(file("write"))
     }
@@ -120,38 +97,14 @@ impl OwnPages {
     pub fn map_into(&self, memory: &GuestMemory, from: &File) -> Result<(), SnapshotError> {
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         let flags = flags | MapFlags::NORESERVE | MapFlags::FIXED;
-        self.parts(memory, |region, at, offset, len| {
-            // SAFETY: `at` and `len` lie within the region's mapping, as `parts` promises, which
-            // nobody uses yet and which is of the same kind.
-            unsafe {
-                let start = region.as_ptr().add(at as usize).cast();
-                mmap(start, len as usize, protection, flags, from, offset)
-            }?;
+        let mapped = parts(&self.0, memory, |part| {
+            let len = part.len as usize;
+            // SAFETY: the part lies within a mapping of guest memory of the same kind, which nobody
+            // uses yet.
+            unsafe { mmap(part.host.cast(), len, protection, flags, from, part.file) }?;
             Ok(())
-        })
-        .map_err(file("map"))
-    }
-
-    /// Calls `act` with the part of each run that lies in a region of memory: the region, where in it
-    /// and where in the file that begins, and how many bytes it has.
-    fn parts(
-        &self,
-        memory: &GuestMemory,
-        mut act: impl FnMut(&<GuestMemory as GuestMemoryBackend>::R, u64, u64, u64) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let mut before = 0;
-        for region in memory.iter() {
-            let region_end = before + region.len();
-            for run in &self.0 {
-                let start = (u64::from(run.first) * PAGE).max(before);
-                let end = (run.end() * PAGE).min(region_end);
-                if start < end {
-                    act(region, start - before, start, end - start)?;
-                }
-            }
-            before = region_end;
-        }
-        Ok(())
+        });
+        mapped.map_err(file("map"))
     }
 }
 

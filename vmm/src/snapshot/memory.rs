@@ -1,4 +1,8 @@
 //! The memory file: guest memory's ranges one after another, zero pages left out as holes.
+//!
+//! It is mapped, and not served by a userfaultfd(2) handler: on the lab's exact clock a page costs 10.4 us
+//! through one, against 0.3 to be read and 4.1 to be written to through the mapping, and a clone uses some
+//! 1,400; nor would clones share any.
 
 use std::fs::File;
 use std::io;

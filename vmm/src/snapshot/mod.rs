@@ -20,6 +20,7 @@ mod cpu;
 mod difference;
 mod file;
 mod memory;
+mod runs;
 mod shared;
 mod trial;
 mod vcpu;

@@ -12,34 +12,19 @@ use kvm_bindings::{KVMIO, kvm_pre_fault_memory};
 use kvm_ioctls::VcpuFd;
 use rustix::mm::{Advice, madvise};
 use serde::{Deserialize, Serialize};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
+use super::runs::{PAGE, Run, end, parts, runs};
 use super::shared::{HUGE_PAGE, SharedBlocks};
 use super::{SnapshotError, file};
 
-const PAGE: u64 = 4096;
 /// Used pages that make a huge page worth it: each is an entry less in the tables of host and KVM.
 const USED_MIN: u64 = 16;
 /// More pages than any trial's: a container of busybox's takes some 900.
 const PAGES_MAX: u64 = 4096;
 
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
-
-/// Neighbouring pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Run {
-    first: u32,
-    count: u32,
-}
-
-impl Run {
-    /// The page behind its last.
-    fn end(self) -> u64 {
-        u64::from(self.first) + u64::from(self.count)
-    }
-}
 
 /// Pages of a memory file, as runs in order, none of which meets another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +41,11 @@ impl WorkingSet {
         used: impl IntoIterator<Item = u32>,
         written: impl IntoIterator<Item = u32>,
     ) -> Self {
-        Self { used: runs(used), written: runs(written) }
+        let most = PAGES_MAX as usize;
+        Self {
+            used: runs(used.into_iter().take(most)),
+            written: runs(written.into_iter().take(most)),
+        }
     }
 
     /// Writes the set to an empty file.
@@ -76,13 +65,9 @@ impl WorkingSet {
             return Err(SnapshotError::Damaged("its working set does not decode"));
         };
         for runs in [&set.used, &set.written] {
-            let mut end = 0;
-            for run in runs {
-                if u64::from(run.first) < end || run.count == 0 {
-                    return Err(SnapshotError::Damaged("its working set is out of order"));
-                }
-                end = run.end();
-            }
+            let Some(end) = end(runs) else {
+                return Err(SnapshotError::Damaged("its working set is out of order"));
+            };
             let pages: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
             if end > (u64::from(mib) << 20) / PAGE || pages > PAGES_MAX {
                 return Err(SnapshotError::Damaged("its working set is too large"));
@@ -104,11 +89,10 @@ impl WorkingSet {
     /// Takes a copy of each page that is written to. Advice alone: where the host's kernel cannot
     /// (before Linux 5.14), pages are copied when the guest gets there.
     pub fn copy(&self, memory: &GuestMemory) {
-        parts(&self.written, memory, |part| {
+        let _ = parts(&self.written, memory, |part| {
             // SAFETY: the part lies within a mapping of guest memory, and this advice changes no
             // contents.
             unsafe { madvise(part.host.cast(), part.len as usize, Advice::LinuxPopulateWrite) }
-                .is_ok()
         });
     }
 
@@ -116,9 +100,9 @@ impl WorkingSet {
     /// Linux 6.11), they are mapped when the guest gets there.
     pub fn map_for(&self, vcpu: &VcpuFd, memory: &GuestMemory) {
         let mut shared = SharedBlocks::new(self.read_only_blocks());
-        parts(&self.used, memory, |part| {
+        let _ = parts(&self.used, memory, |part| {
             if shared.has(part.file, part.len) {
-                return true;
+                return Ok(());
             }
             let mut wanted =
                 kvm_pre_fault_memory { gpa: part.guest, size: part.len, ..Default::default() };
@@ -127,7 +111,7 @@ impl WorkingSet {
             let done =
                 unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), &mut wanted) == 0 };
             shared.look_at(part.file, part.host);
-            done
+            if done { Ok(()) } else { Err(()) }
         });
     }
 }
@@ -148,48 +132,6 @@ fn pages_of_blocks(runs: &[Run]) -> Vec<(u64, u64)> {
         }
     }
     blocks
-}
-
-fn runs(pages: impl IntoIterator<Item = u32>) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for page in pages.into_iter().take(PAGES_MAX as usize) {
-        match runs.last_mut() {
-            Some(run) if run.first + run.count == page => run.count += 1,
-            _ => runs.push(Run { first: page, count: 1 }),
-        }
-    }
-    runs
-}
-
-/// A part of a run that lies in one region of memory: where it begins in the memory file, in the guest
-/// and in this process, and how many bytes it has.
-#[derive(Debug)]
-struct Part {
-    file: u64,
-    guest: u64,
-    host: *mut u8,
-    len: u64,
-}
-
-/// Calls `act` with the parts of each run. Ends when it returns false.
-fn parts(runs: &[Run], memory: &GuestMemory, mut act: impl FnMut(Part) -> bool) {
-    let mut before = 0;
-    for region in memory.iter() {
-        let region_end = before + region.len();
-        for run in runs {
-            let file = (u64::from(run.first) * PAGE).max(before);
-            let end = (run.end() * PAGE).min(region_end);
-            if file >= end {
-                continue;
-            }
-            let (guest, len) = (region.start_addr().0 + file - before, end - file);
-            let host = region.as_ptr().wrapping_add((file - before) as usize);
-            if !act(Part { file, guest, host, len }) {
-                return;
-            }
-        }
-        before = region_end;
-    }
 }
 
 #[cfg(test)]
@@ -244,10 +186,11 @@ mod tests {
         let (below, all) = ((3u64 << 30 >> 12) as u32, (4u64 << 30 >> 12) as u32);
         let set = WorkingSet::of_pages([], [1, below - 1, below, below + 1, all - 1]);
         let mut found = Vec::new();
-        parts(&set.written, &memory, |part| {
+        let all_found = parts(&set.written, &memory, |part| -> Result<(), ()> {
             found.push((part.guest, part.len));
-            true
+            Ok(())
         });
+        assert_eq!(all_found, Ok(()));
         let expected = [
             (0x1000, 0x1000),
             (0xbfff_f000, 0x1000),
