@@ -342,6 +342,34 @@ fn another_file_in_the_same_place_is_never_taken_for_it() {
 }
 
 #[test]
+fn files_of_a_copy_are_known_by_their_places() {
+    let (temp, state) = (shares(), tempfile::tempfile().unwrap());
+    let (mut client, mut guest) = guest(temp.path(), &state);
+    for name in ["kept", "other", "gone"] {
+        guest.apply(&mut client, &Op::Create(0, name, 2));
+    }
+    guest.apply(&mut client, &Op::Unlink(0, "gone"));
+    // The host's kernel calls that so.
+    fs::write(temp.path().join("rw/gone (deleted)"), "another").unwrap();
+    save(&client.socket).unwrap();
+    client.finish().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    support::sh(temp.path(), &format!("cp -a . {}", copy.path().display()));
+    let (rw, ro) = (copy.path().join("rw"), copy.path().join("ro"));
+    fs::remove_file(rw.join("other")).unwrap();
+    fs::create_dir(rw.join("other")).unwrap();
+    fs::write(rw.join("kept"), "the copy's").unwrap();
+
+    let shares = [("rw", rw.as_path(), false), ("ro", ro.as_path(), true)];
+    let mut client = Client::with_copies(&shares, state);
+    let found: Vec<_> =
+        guest.nodes(&mut client).iter().map(|(_, facts, _)| facts.is_ok()).collect();
+    assert_eq!(found, [true, true, true, false, false]);
+    let read: Vec<_> = guest.contents(&mut client).into_values().collect();
+    assert_eq!(read, [Ok(b"the copy's".to_vec()), Err(EIO), Err(EIO)]);
+}
+
+#[test]
 fn a_share_that_is_read_only_now_is_not_written_to() {
     let (temp, state) = (shares(), tempfile::tempfile().unwrap());
     let (mut client, mut guest) = guest(temp.path(), &state);

@@ -22,27 +22,37 @@ pub struct Client {
 
 impl Client {
     pub fn new(shares: &[(&str, &Path, bool)]) -> Self {
-        Self::start(shares, None, || {})
+        Self::start(shares, false, None, || {})
     }
 
     /// A server that restores and saves its state in `state`.
     pub fn with_state(shares: &[(&str, &Path, bool)], state: File) -> Self {
-        Self::start(shares, Some(state), || {})
+        Self::start(shares, false, Some(state), || {})
+    }
+
+    /// The same of copies of the shares.
+    pub fn with_copies(shares: &[(&str, &Path, bool)], state: File) -> Self {
+        Self::start(shares, true, Some(state), || {})
     }
 
     /// A server whose thread runs `prepare` first.
     pub fn with_thread(shares: &[(&str, &Path, bool)], prepare: fn()) -> Self {
-        Self::start(shares, None, prepare)
+        Self::start(shares, false, None, prepare)
     }
 
-    fn start(shares: &[(&str, &Path, bool)], state: Option<File>, prepare: fn()) -> Self {
+    fn start(
+        shares: &[(&str, &Path, bool)],
+        copied: bool,
+        state: Option<File>,
+        prepare: fn(),
+    ) -> Self {
         let (socket, far) = UnixStream::pair().unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let shares = shares
             .iter()
             .map(|&(name, path, readonly)| {
                 let fd = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-                ShareRoot { name: name.to_owned(), fd, readonly, copied: false }
+                ShareRoot { name: name.to_owned(), fd, readonly, copied }
             })
             .collect();
         let server = thread::spawn(move || {
