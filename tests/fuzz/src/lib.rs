@@ -49,13 +49,14 @@ impl Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "transport", run: transport::run, seeds: transport::seeds },
     Target { name: "rng_queue", run: queues::rng, seeds: queues::seeds },
     Target { name: "net_queue", run: queues::net, seeds: queues::seeds },
     Target { name: "fs_queue", run: queues::fs, seeds: queues::seeds },
     Target { name: "vsock_queue", run: queues::vsock, seeds: queues::seeds },
     Target { name: "vsock_packets", run: vsock::run, seeds: vsock::seeds },
+    Target { name: "vsock_saved", run: vsock::saved, seeds: vsock::saved_seeds },
     Target { name: "fuse_replies", run: fuse::replies, seeds: fuse::reply_seeds },
     Target { name: "fuse_requests", run: fuse::requests, seeds: fuse::request_seeds },
     Target { name: "fuse_saved", run: fuse::saved, seeds: fuse::saved_seeds },

@@ -136,19 +136,27 @@ pub fn vsock(input: &[u8]) {
 
 /// A vsock device whose guest has called it ready; its sockets are at `path`.
 pub fn vsock_at(path: &std::path::Path) -> Box<Vsock> {
+    vsock_with(path, None)
+}
+
+/// The same, with standard output if given.
+pub fn vsock_with(path: &std::path::Path, stdout: Option<OwnedFd>) -> Box<Vsock> {
     let ready = EventFd::new(EFD_NONBLOCK).unwrap();
     ready.write(1).unwrap();
     let null = std::fs::File::open("/dev/null").unwrap().into();
+    let stdout = stdout.map(|fd| (11, HostEnd::Streams { read: None, write: Some(fd) }));
+    let mut host_ports = vec![
+        (10, HostEnd::Streams { read: Some(null), write: None }),
+        (14, HostEnd::Message { len: 12, deliver: Box::new(|_| {}) }),
+    ];
+    host_ports.extend(stdout);
     let config = VsockConfig {
         guest_cid: crate::vsock::CID as u32,
         caps: Caps::default(),
         listener: UnixListener::bind(path).unwrap(),
         path: path.to_owned(),
         ready,
-        host_ports: vec![
-            (10, HostEnd::Streams { read: Some(null), write: None }),
-            (14, HostEnd::Message { len: 12, deliver: Box::new(|_| {}) }),
-        ],
+        host_ports,
         on_first_output: None,
     };
     Box::new(Vsock::new(config).unwrap())

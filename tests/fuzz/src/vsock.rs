@@ -1,12 +1,15 @@
-//! vsock packets that are packets: a guest that knows the protocol and lies about all of it.
+//! vsock packets that are packets: a guest that knows the protocol and lies about all of it; and devices
+//! restored from states that do.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use bulkhead_devices::testing::Driver;
+use bulkhead_devices::virtio::VirtioDevice;
 
 use crate::input::Input;
-use crate::queues::vsock_at;
+use crate::queues::{vsock_at, vsock_with};
 
 /// The guest's context ID.
 pub const CID: u64 = 7;
@@ -25,7 +28,7 @@ const RESTORE: u8 = 7;
 const ACTIONS: u8 = 8;
 
 const GUEST_PORTS: [u32; 4] = [1000, 1001, 7, u32::MAX];
-const HOST_PORTS: [u32; 6] = [5000, 10, 14, 1 << 30, (1 << 30) + 1, 0];
+const HOST_PORTS: [u32; 6] = [5000, 10, 14, 1 << 30, (1 << 30) + 1, 11];
 
 /// A packet as the input has it, with its payload.
 fn packet(input: &mut Input) -> (Vec<u8>, Vec<u8>) {
@@ -54,12 +57,36 @@ fn packet(input: &mut Input) -> (Vec<u8>, Vec<u8>) {
 }
 
 pub fn run(input: &[u8]) {
-    let mut input = Input(input);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vm");
-    let listener = UnixListener::bind(dir.path().join("vm_5000")).unwrap();
+    let driver = Driver::start(vsock_at(&path));
+    drive(driver, &path, Input(input));
+}
+
+/// The input is the length of a saved device's own state, the state, and what its guest and the host do
+/// then.
+pub fn saved(input: &[u8]) {
+    let mut input = Input(input);
+    let len = input.u16();
+    let state = input.bytes(len.into());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm");
+    // Nobody reads it: what is written waits.
+    let (_stuck, stdout) = UnixStream::pair().unwrap();
+    let mut device = vsock_with(&path, Some(stdout.into()));
+    if device.restore(state).is_err() {
+        return;
+    }
+    let (_other, stdout) = UnixStream::pair().unwrap();
+    let mut next = vsock_with(&dir.path().join("next"), Some(stdout.into()));
+    next.restore(&device.save()).expect("what was restored can be saved, and restored again");
+    drive(Driver::start(device), &path, input);
+}
+
+/// Does what the rest of the input says, with a device whose sockets are at `path`.
+fn drive(mut driver: Driver, path: &Path, mut input: Input) {
+    let listener = UnixListener::bind(path.with_file_name("vm_5000")).unwrap();
     listener.set_nonblocking(true).unwrap();
-    let mut driver = Driver::start(vsock_at(&path));
     let mut hosts: Vec<UnixStream> = Vec::new();
     while !input.is_empty() {
         match input.u8() % ACTIONS {
@@ -77,7 +104,7 @@ pub fn run(input: &[u8]) {
                 [RX, TX].into_iter().for_each(|q| while driver.queue(q).take_used().is_some() {})
             }
             CLIENT if hosts.len() < 8 => {
-                let mut client = UnixStream::connect(&path).unwrap();
+                let mut client = UnixStream::connect(path).unwrap();
                 client.set_nonblocking(true).unwrap();
                 let _ =
                     client.write_all(input.pick(&[b"CONNECT 7\n", b"CONNECT 9\n", b"connect 7\n"]));
@@ -138,4 +165,29 @@ pub fn seeds() -> Vec<Vec<u8>> {
         vec![CLIENT_LEAVES, TAKE, RESTORE],
     ];
     vec![guests.concat(), report.concat(), clients.concat()]
+}
+
+/// Devices in the middle of something, each followed by a guest that goes on.
+pub fn saved_seeds() -> Vec<Vec<u8>> {
+    let (header, _) = packet(&mut Input(&[0, 5, 1, 0, 0, 0]));
+    let (data, payload) = packet(&mut Input(&[&[0, 5, 5, 0, 0, 200][..], &[b'o'; 200]].concat()));
+    let states = [0, 1, 1200].map(|packets| {
+        let dir = tempfile::tempdir().unwrap();
+        let (_stuck, stdout) = UnixStream::pair().unwrap();
+        let mut driver = Driver::start(vsock_with(&dir.path().join("vm"), Some(stdout.into())));
+        driver.queue(TX).post(&[&header], &[]);
+        driver.kick(TX);
+        driver.run();
+        for _ in 0..packets {
+            driver.queue(TX).post(&[&data, &payload], &[]);
+            driver.kick(TX);
+            driver.run();
+            while driver.queue(TX).take_used().is_some() {}
+        }
+        driver.transport.lock().unwrap().save().device
+    });
+    let goes_on = [&[OFFER, 0xc0, 0x0e, SEND, 0, 5, 5, 0, 0, 2][..], b"hi", &[TAKE]].concat();
+    let whole =
+        |state: &Vec<u8>| [&(state.len() as u16).to_le_bytes()[..], state, &goes_on].concat();
+    states.iter().map(whole).collect()
 }
