@@ -2,15 +2,17 @@
 //! walls of the VMs that run now, as the kernel has them in force.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bulkhead_vmm::probe::Check;
+use rustix::process::Pid;
+use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie};
 use serde::Serialize;
 
 /// Programs with walls, by what the kernel calls them.
 const WALLED: [&str; 2] = ["bulkhead-vmm", "bulkhead-fs"];
-/// Namespaces of its own that each has; the worker has its PIDs too.
-const NAMESPACES: [&str; 4] = ["mnt", "net", "ipc", "uts"];
+/// Namespaces of its own that each has; the last is the worker's alone.
+const NAMESPACES: [&str; 5] = ["mnt", "net", "ipc", "uts", "pid"];
 
 /// A host's /proc and /sys, or a test's.
 #[derive(Clone, Debug)]
@@ -32,6 +34,9 @@ pub struct Walls {
     pub capabilities: String,
     /// Whether it can gain privileges by executing a program.
     pub no_new_privs: bool,
+    /// Whether it shares a core with no other container's threads; `None` if the kernel says nothing,
+    /// because cores have one thread or it knows no core scheduling.
+    pub core: Option<bool>,
     /// Namespaces that are not this process's.
     pub namespaces: Vec<&'static str>,
     /// What is in its root directory; `None` if that cannot be seen.
@@ -45,7 +50,8 @@ impl Walls {
         let empty = |root: &Vec<String>| root.iter().all(|name| monitor && name == "sockets");
         self.filtered == self.threads
             && self.no_new_privs
-            && self.namespaces.len() == NAMESPACES.len()
+            && self.core != Some(false)
+            && self.namespaces.len() == NAMESPACES.len() - usize::from(monitor)
             && self.root.as_ref().is_none_or(empty)
             && (!monitor || self.capabilities.bytes().all(|digit| digit == b'0'))
     }
@@ -165,6 +171,13 @@ impl HostFiles {
         walls
     }
 
+    /// See [`Walls::core`]. A process without a cookie shares cores with any other.
+    fn core(&self, pid: u32) -> Option<bool> {
+        let pid = Pid::from_raw(pid.cast_signed()).filter(|_| self.0 == Path::new("/"))?;
+        let cookie = core_scheduling_cookie(pid, CoreSchedulingScope::Thread);
+        cookie.ok().map(|cookie| cookie != 0)
+    }
+
     fn walls_of(&self, pid: u32) -> Option<Walls> {
         let program = self.read(&format!("proc/{pid}/comm"))?;
         if !WALLED.contains(&program.as_str()) {
@@ -195,6 +208,7 @@ impl HostFiles {
             filtered: filters.iter().filter(|filtered| **filtered).count(),
             capabilities: field("CapEff"),
             no_new_privs: field("NoNewPrivs") == "1",
+            core: self.core(pid),
             namespaces: NAMESPACES.into_iter().filter(own).collect(),
             root: root.map(|dir| names(dir).collect()),
         })
@@ -203,8 +217,17 @@ impl HostFiles {
 
 /// One line a process, for a terminal.
 pub fn table(walls: &[Walls]) -> String {
-    let head =
-        ["PID", "PROGRAM", "USER", "FILTERED", "CAPABILITIES", "NAMESPACES", "ROOT", "WALLS"];
+    let head = [
+        "PID",
+        "PROGRAM",
+        "USER",
+        "FILTERED",
+        "CAPABILITIES",
+        "NAMESPACES",
+        "CORE",
+        "ROOT",
+        "WALLS",
+    ];
     let rows = walls.iter().map(|walls| {
         let root = walls.root.as_ref().map_or("unseen".to_owned(), |root| match root.len() {
             0 => "empty".to_owned(),
@@ -218,14 +241,15 @@ pub fn table(walls: &[Walls]) -> String {
             format!("{}/{}", walls.filtered, walls.threads),
             walls.capabilities.trim_start_matches('0').to_owned(),
             walls.namespaces.join(" "),
+            walls.core.map_or("-", |own| if own { "own" } else { "shared" }).to_owned(),
             root,
             if walls.stand() { "stand" } else { "MISSING" }.to_owned(),
         ]
     });
-    let rows: Vec<[String; 8]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
-    let widths: [usize; 8] =
+    let rows: Vec<[String; 9]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; 9] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
-    let line = |row: &[String; 8]| {
+    let line = |row: &[String; 9]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
@@ -278,7 +302,7 @@ mod tests {
             self.put(&format!("proc/{pid}/status"), &status);
             self.put(&format!("proc/{pid}/task/{pid}/status"), &status);
             fs::create_dir_all(self.0.path().join(format!("proc/{pid}/root/sockets"))).unwrap();
-            for name in NAMESPACES {
+            for name in &NAMESPACES[..4] {
                 for of in [&*pid.to_string(), "self"] {
                     let dir = self.0.path().join(format!("proc/{of}/ns"));
                     fs::create_dir_all(&dir).unwrap();

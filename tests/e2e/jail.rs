@@ -40,7 +40,8 @@ impl Waiting {
         self.host
     }
 
-    fn end(self) {
+    /// Lets it go on to its end, as if nothing had been.
+    pub fn end(self) {
         fs::write(self.host.rootfs.join("go"), "").expect("a file");
         assert_eq!(wait(self.child).ok(), "went\n");
     }
@@ -217,16 +218,45 @@ fn a_jail_can_be_left_off_to_find_out_what_fails() {
 
 #[test]
 fn doctor_shows_the_walls_of_running_vms() {
-    let waiting = Waiting::start(&[]);
-    let finished = finish(waiting.host.bulkhead(["doctor", "--security"]));
+    let clone = Waiting::start(&["--name", "clone"]);
+    let cold = Waiting::start(&["--cold"]);
+    // A call of exec has the caller's rights and no walls: it is in the table as little as `run`.
+    let mut exec = start(clone.host.bulkhead(["exec", "clone", "tail", "-f", "/dev/null"]));
+    let runs = || finish(clone.host.bulkhead(["ps", "clone"])).ok().contains("tail");
+    until("exec runs", runs);
+    let finished = finish(clone.host.bulkhead(["doctor", "--security"]));
     assert_eq!(finished.code, 0, "{finished:?}");
-    for pid in [waiting.vmm, waiting.worker] {
+    let json = finish(clone.host.bulkhead(["doctor", "--security", "--json"])).ok();
+    let said: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+    assert_eq!(said["walls_stand"], true, "{json}");
+    assert_eq!(said["walls"].as_array().map(Vec::len), Some(4), "{json}");
+    for (pid, program) in
+        [(clone.vmm, "vmm"), (clone.worker, "fs"), (cold.vmm, "vmm"), (cold.worker, "fs")]
+    {
         let line = finished.stdout.lines().find(|line| line.starts_with(&format!("{pid} ")));
         assert!(line.is_some_and(|line| line.ends_with("stand")), "{}", finished.stdout);
+        let walls = said["walls"].as_array().expect("a list");
+        let walls = walls.iter().find(|walls| walls["pid"] == pid).expect("its walls");
+        // As /proc has them.
+        let one = |name: &str| field(pid, name).into_iter().next().expect("a value");
+        assert_eq!(walls["program"], format!("bulkhead-{program}"));
+        assert_eq!(walls["capabilities"], one("CapEff"));
+        assert_eq!(
+            Some(&*walls["user"].to_string()),
+            one("Uid").split(' ').nth(1).map(|uid| format!("{uid:?}")).as_deref()
+        );
+        assert_eq!((&walls["threads"], &walls["no_new_privs"]), (&walls["filtered"], &true.into()));
+        assert_eq!(
+            walls["namespaces"].as_array().map(Vec::len),
+            Some(if program == "fs" { 5 } else { 4 })
+        );
     }
-    let json = finish(waiting.host.bulkhead(["doctor", "--security", "--json"])).ok();
-    assert!(json.contains("\"walls_stand\": true"), "{json}");
-    waiting.end();
+    // What becomes of a call of exec that is killed.
+    exec.kill().expect("it is killed");
+    exec.wait().expect("and reaped");
+    until("its process went with it", || !runs());
+    cold.end();
+    clone.end();
     let off = Waiting::start(&["--jail", "off"]);
     let finished = finish(off.host.bulkhead(["doctor", "--security"]));
     assert_eq!(finished.code, 1, "{finished:?}");

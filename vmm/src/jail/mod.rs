@@ -5,6 +5,7 @@
 //! ```text
 //!  begin   inherited descriptors the spec does not name are closed, the environment is wiped;
 //!          without root's privileges: a user namespace that knows this user alone;
+//!          cores of the container's own, which the worker shares;
 //!          network, IPC and UTS namespaces, which the worker shares
 //!  (build) everything is opened: KVM, kernel, agent, sockets; the worker starts (see worker.rs)
 //!  enter   a mount namespace; an empty, read-only root; limits;
@@ -96,8 +97,21 @@ impl Builder {
 pub struct Jail {
     builder: Option<Builder>,
     sockets: Option<OwnedFd>,
-    /// The host's cores have threads, as far as it says.
-    hyper_threads: bool,
+}
+
+/// Lets no thread of another container share a core with this process's, nor with its worker's, which
+/// starts later. A core has one thread or the kernel no core scheduling: nothing to do then, unless the
+/// VM is to be sealed.
+fn take_cores(sealed: bool) -> Result<(), JailError> {
+    let scope = rustix::thread::CoreSchedulingScope::ThreadGroup;
+    let alone = rustix::thread::create_core_scheduling_cookie(getpid(), scope);
+    let hyper_threads = || fs::read(HYPER_THREADS).is_ok_and(|on| on.trim_ascii() == b"1");
+    match alone {
+        Err(error) if sealed && hyper_threads() => {
+            Err(JailError::at("core scheduling, to seal the VM,")(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Jail {
@@ -105,7 +119,7 @@ impl Jail {
     /// thread.
     pub fn begin(spec: &VmSpec) -> Result<Self, JailError> {
         if spec.jail == Confinement::Off {
-            return Ok(Self { builder: None, sockets: None, hyper_threads: false });
+            return Ok(Self { builder: None, sockets: None });
         }
         descriptors::close_all_but(spec.inherited_fds())
             .map_err(JailError::at("closing inherited descriptors"))?;
@@ -124,11 +138,11 @@ impl Jail {
         if spec.jail == Confinement::Sealed && !builder.has_own_user() {
             return Err(JailError::lacking("taking a user of the VM's own, to seal it,"));
         }
-        let hyper_threads = fs::read(HYPER_THREADS).is_ok_and(|active| active.trim_ascii() == b"1");
+        take_cores(spec.jail == Confinement::Sealed)?;
         namespaces::leave_network()?;
         let sockets = root::sockets(&spec.vsock, builder)
             .map_err(JailError::at("keeping the directory of the VM's sockets"))?;
-        Ok(Self { builder: Some(builder), sockets, hyper_threads })
+        Ok(Self { builder: Some(builder), sockets })
     }
 
     /// Where the jailed VMM finds what is at `socket` now, and its neighbours.
@@ -155,15 +169,6 @@ impl Jail {
         root::empty(self.sockets.take())?;
         limits::of_vmm(spec, builder).map_err(JailError::at("limiting resources"))?;
         let sealed = spec.jail == Confinement::Sealed;
-        // Threads of two VMs never share a core. A core has one thread or the kernel no core
-        // scheduling: nothing to do then.
-        let alone = rustix::thread::create_core_scheduling_cookie(
-            getpid(),
-            rustix::thread::CoreSchedulingScope::ThreadGroup,
-        );
-        if sealed && self.hyper_threads {
-            alone.map_err(JailError::at("core scheduling, to seal the VM,"))?;
-        }
         let user = match builder {
             Builder::Root { user } => user,
             Builder::User => getuid().as_raw(),

@@ -84,12 +84,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_private_directory_is_taken_into_the_jail() {
+    fn only_a_private_directory_of_one_s_own_is_taken_into_the_jail() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let vsock = dir.path().join("vsock.sock");
         assert!(sockets(&vsock, Builder::User).unwrap().is_none());
         assert!(sockets(Path::new("vsock.sock"), Builder::User).unwrap().is_none());
+        // A link to one is somebody's choice of another directory, and none is changed.
+        let private = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(private.path(), &link).unwrap();
+        fs::set_permissions(private.path(), Permissions::from_mode(0o700)).unwrap();
+        let root = Builder::Root { user: 12345 };
+        assert!(sockets(&link.join("vsock.sock"), root).unwrap().is_none());
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(private.path(), Some(1000), Some(1000)).unwrap();
+            assert!(sockets(&private.path().join("vsock.sock"), root).unwrap().is_none());
+            assert_eq!(private.path().metadata().unwrap().gid(), 1000);
+        }
         assert!(sockets(Path::new("/nonexistent/vsock.sock"), Builder::User).is_err());
     }
 }
