@@ -11,7 +11,7 @@ use bulkhead_tests::bundle::Bundle;
 use bulkhead_tests::{finish, until};
 use serde_json::json;
 
-/// A bridge with 10.7.0.1, and two network namespaces at it, with 10.7.0.2 and 10.7.0.3.
+/// Makes a bridge with 10.7.0.1, and two network namespaces at it, with 10.7.0.2 and 10.7.0.3.
 const BRIDGE: &str = "
     ip link add saved type bridge; ip addr add 10.7.0.1/24 dev saved; ip link set saved up
     for n in 2 3; do
@@ -21,6 +21,23 @@ const BRIDGE: &str = "
         ip -n saved$n addr add 10.7.0.$n/24 brd + dev eth0; ip -n saved$n link set eth0 up
         ip -n saved$n route add default via 10.7.0.1
     done";
+
+struct Bridge;
+
+impl Bridge {
+    fn new() -> Self {
+        sh(BRIDGE);
+        Self
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        // Other tests' engines are to leave no namespace, and find none.
+        let script = "ip netns del saved2; ip netns del saved3; ip link del saved";
+        let _ = Command::new("sh").args(["-c", script]).status();
+    }
+}
 
 /// Says on port 7001 where it is, and repeats on port 7002 what it is told, to one client.
 const SERVER: &str = r#"
@@ -67,7 +84,7 @@ fn is_at(n: u32) {
 
 #[test]
 fn a_network_goes_on_or_is_another() {
-    sh(BRIDGE);
+    let _bridge = Bridge::new();
     let network = |n: u32| json!({"type": "network", "path": format!("/run/netns/saved{n}")});
     let mut bundle = Bundle::new(SERVER).with("/linux/namespaces/1", network(2));
     let image = bundle.host.path("image");

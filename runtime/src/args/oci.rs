@@ -256,7 +256,7 @@ pub struct CloneArgs {
     #[command(flatten)]
     pub bundle: BundleArgs,
     /// The other one's network: that of a network namespace, which it takes over, or none [default: the
-    /// bundle's]
+    /// bundle's; none of a container of `run`]
     #[arg(long, value_name = "none|netns:PATH")]
     pub network: Option<String>,
     /// The running container
