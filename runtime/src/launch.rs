@@ -58,6 +58,7 @@ fn build(vm: &VmSpec, program: &Path, root: &Root, files: &Template) -> Result<(
         cmdline: vm.cmdline.clone(),
         cid: vm.cid,
         net_places: vm.net_places,
+        window_mib: vm.window_mib,
         nets: vm.nets.iter().map(|net| unplugged(net.kind)).collect(),
         // Nothing runs in it but our own kernel and agent, and it is to write files.
         jail: Confinement::Off,

@@ -57,6 +57,7 @@ pub fn vm(
         restore: None,
         working_set_fd: None,
         shares: std::iter::once(root).chain(volumes).collect(),
+        window_mib: facts.walls.window_mib,
         idmap: request.idmap,
         nets: Vec::new(),
         net_places: 0,

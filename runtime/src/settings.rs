@@ -13,13 +13,14 @@
 //! jail = "sealed"                 # what its monitor gives up (see bulkhead_vmm::spec::Confinement)
 //! memory = "2g"                   # the most memory of a VM, as `run --memory` has it
 //! cpus = 4                        # the most CPUs of a VM
+//! dax = false                     # programs are copied into each VM, not mapped from the host's memory
 //! ```
 //!
-//! | built-in profile | isolation | weakest | annotations | limits | jail | memory, CPUs |
-//! |---|---|---|---|---|---|---|
-//! | trusted | vm | process | isolation, profile | none | strict | any |
-//! | tenant (the default) | vm | process, from the command line only | none | none | strict | any |
-//! | hostile | vm | vm | none | [`HOSTILE_LIMITS`] | sealed | 8g, 8 |
+//! | built-in profile | isolation | weakest | annotations | limits | jail | memory, CPUs | dax |
+//! |---|---|---|---|---|---|---|---|
+//! | trusted | vm | process | isolation, profile | none | strict | any | true |
+//! | tenant (the default) | vm | process, from the command line only | none | none | strict | any | true |
+//! | hostile | vm | vm | none | [`HOSTILE_LIMITS`] | sealed | 8g, 8 | false |
 //!
 //! Whatever the profile, a bundle may ask for a stronger wall than it would get, never for a weaker
 //! one that is not allowed. Where an annotation names a second profile, what is stricter holds.
@@ -123,6 +124,13 @@ struct Profile {
     jail: Jail,
     memory: Option<String>,
     cpus: Option<u8>,
+    /// The guest maps programs and libraries from the host's page cache.
+    #[serde(default = "yes")]
+    dax: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn vm() -> Isolation {
@@ -184,6 +192,7 @@ impl Settings {
             jail: if hostile { Jail::Sealed } else { Jail::Strict },
             memory: hostile.then(|| HOSTILE_MEMORY.to_owned()),
             cpus: hostile.then_some(HOSTILE_CPUS),
+            dax: !hostile,
         })
     }
 
@@ -320,6 +329,7 @@ mod tests {
         assert_eq!(usual.jail(None), Ok(Confinement::Strict));
         assert_eq!(usual.jail(Some(Confinement::Off)), Ok(Confinement::Off));
         let hostile = settings.walls(&annotated("hostile")).unwrap();
+        assert_eq!((usual.window_mib, hostile.window_mib), (None, Some(0)));
         assert_eq!((hostile.memory_mib, hostile.cpus), (Some(1024), Some(8)));
         assert_eq!(hostile.jail(None), Ok(Confinement::Sealed));
         for weaker in [Confinement::Off, Confinement::Strict] {

@@ -255,7 +255,7 @@ fn key(vm: &VmSpec, vmm: &Path) -> Result<String, TemplateError> {
     let host = rustix::system::uname();
     (host.release().to_bytes(), host.version().to_bytes()).hash(&mut hasher);
     let (vcpus, mib, nets) = (vm.vcpus, vm.memory_mib, vm.nets.len());
-    (vcpus, mib, nets, vm.net_places, vm.cid, &vm.cmdline).hash(&mut hasher);
+    (vcpus, mib, nets, vm.net_places, vm.window_mib(), vm.cid, &vm.cmdline).hash(&mut hasher);
     vm.nets.iter().for_each(|net| net.kind.hash(&mut hasher));
     Ok(format!("{vcpus}cpu-{mib}m-{nets}net-{:016x}", hasher.finish()))
 }

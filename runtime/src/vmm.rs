@@ -230,6 +230,7 @@ mod tests {
             restore: None,
             working_set_fd: None,
             shares: Vec::new(),
+            window_mib: Some(0),
             idmap: None,
             nets: Vec::new(),
             net_places: 0,

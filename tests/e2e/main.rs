@@ -13,6 +13,7 @@ mod jail;
 mod late_network;
 mod lifecycle;
 mod limits;
+mod mapped;
 mod network;
 mod oci_config;
 mod overlay;

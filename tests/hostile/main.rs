@@ -133,6 +133,11 @@ attacks! {
     fuse_xattrs_of_other_kinds,
     fuse_pipelined_and_reset,
     fuse_init_again_and_again,
+    // fuse_window.rs
+    window_mappings_of_nonsense,
+    window_read_and_written_everywhere,
+    window_storm,
+    window_as_buffers,
     // fuse_names.rs
     names_in_lookup,
     names_in_mkdir,

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bulkhead_fs_server::limits::{OPEN_FILES, set_open_files};
@@ -25,6 +26,7 @@ use crate::ending::{Ending, Unexpected};
 use crate::jail::{JailError, Tree, WorkerJail};
 use crate::spawn;
 use crate::spec::{Share, VmSpec};
+use crate::window;
 
 /// The verb of `bulkhead-vmm` that makes it a worker.
 pub const VERB: &str = "fs-worker";
@@ -108,6 +110,7 @@ impl FsWorker {
         arguments.extend(inherited.iter().map(|fd| fd.as_raw_fd().to_string()));
         arguments.push(jail.to_string());
         arguments.push(spec.limits.fs_files.unwrap_or(*OPEN_FILES.end()).to_string());
+        arguments.push(window::slots(spec.window_mib()).to_string());
         for share in &spec.shares {
             let mode = match (share.readonly, share.copied) {
                 (true, _) => "ro",
@@ -229,19 +232,23 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
         .to_str()
         .and_then(|word| word.parse().ok())
         .ok_or_else(|| FsWorkerError::Argument(jail.clone()))?;
-    let files = arguments.next().unwrap_or_default();
-    let open_files_max = files
-        .to_str()
-        .and_then(|number| number.parse().ok())
-        .ok_or_else(|| FsWorkerError::Argument(files.clone()))?;
+    let open_files_max = number(arguments.next())?;
+    let window_slots = number(arguments.next())?;
     let shares = arguments
         .map(|argument| share_root(&argument).ok_or(FsWorkerError::Argument(argument)))
         .collect::<Result<Vec<_>, _>>()?;
     // The jail takes away what this needs.
     set_open_files(open_files_max);
+    let proc_self_fd = jail.enter()?;
     let options =
-        Options { state, proc_self_fd: jail.enter()?, open_files_max, ..Default::default() };
+        Options { state, proc_self_fd, open_files_max, window_slots, ..Default::default() };
     Ok(bulkhead_fs_server::serve(socket, shares, options)?)
+}
+
+fn number<T: FromStr>(argument: Option<OsString>) -> Result<T, FsWorkerError> {
+    let argument = argument.unwrap_or_default();
+    let number = argument.to_str().and_then(|number| number.parse().ok());
+    number.ok_or(FsWorkerError::Argument(argument))
 }
 
 fn share_root(argument: &OsString) -> Option<ShareRoot> {

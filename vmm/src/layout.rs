@@ -7,6 +7,7 @@
 //! 0x0010_0000  memory; the kernel where its ELF headers say; the initramfs at the top
 //! 0xc000_0000  end of low memory; virtio-mmio windows from 0xd000_0000, local APICs, TSS
 //! 0x1_0000_0000  the rest of memory
+//! then, at a multiple of 1 GiB, the window to which the guest maps files
 //! ```
 
 /// First byte of memory above the legacy hole.
@@ -15,6 +16,9 @@ pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 /// Start of memory above the 32-bit device hole.
 pub const ABOVE_4G_START: u64 = 1 << 32;
+
+/// Where the DAX window may begin: no page tables or page structures are shared with memory then.
+pub const WINDOW_ALIGNMENT: u64 = 1 << 30;
 
 /// `hvm_start_info` (PVH) or `boot_params` (bzImage).
 pub const BOOT_INFO: u64 = 0x6000;

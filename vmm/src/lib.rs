@@ -33,5 +33,6 @@ pub mod spec;
 pub mod timeline;
 pub mod vcpu;
 pub mod vm;
+pub mod window;
 
 pub use spec::VmSpec;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use bulkhead_devices::GuestMemory;
 use bulkhead_devices::balloon::Balloon;
-use bulkhead_devices::fs::FsDevice;
+use bulkhead_devices::fs::{FsDevice, Window};
 use bulkhead_devices::rate_limiter::Lossy;
 use bulkhead_devices::rng::Rng;
 use bulkhead_devices::serial::Serial;
@@ -40,6 +40,7 @@ use crate::spec::{CONSOLE_RATE, SpecError, VmSpec};
 use crate::timeline::Timeline;
 use crate::vcpu::{self, ExitCounter, Exits, Gate, Vcpu, VcpuError};
 use crate::vm::{Vm, VmError};
+use crate::window;
 
 /// Why a VM could not be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +70,8 @@ pub enum MachineError {
     Vsock { path: PathBuf, source: io::Error },
     #[error("cannot set up the {device} device: {source}")]
     Device { device: &'static str, source: io::Error },
+    #[error("cannot reserve addresses for files that the guest maps: {0}")]
+    Window(#[source] io::Error),
     #[error("cannot run the event loop: {0}")]
     EventLoop(#[from] event_manager::Error),
     #[error("cannot start the thread of vCPU {id}: {source}")]
@@ -94,6 +97,7 @@ pub struct Machine {
     /// `None` if the VM booted.
     pub(crate) source: Option<Source>,
     pub(crate) memory_mib: u32,
+    pub(crate) window_mib: u16,
     pub(crate) jail: Jail,
     pub(crate) fs_worker: FsWorker,
 }
@@ -110,7 +114,7 @@ impl Machine {
             Some(saved) => saved.map_memory(spec)?,
             None => memory::create(spec.memory_mib)?,
         };
-        let vm = Vm::new(memory.clone())?;
+        let vm = vm_with_window(spec, &memory)?;
         timeline.mark("vm_created");
 
         let device_error = |device| move |source| MachineError::Device { device, source };
@@ -129,7 +133,7 @@ impl Machine {
             HostEvents::of(spec).map_err(device_error("host events"))?.unzip();
         let path = jail.socket(&spec.vsock);
         let vsock = vsock(spec, path, ready, guest_end, &ending, timeline)?;
-        wiring.add_all(spec, FsDevice::new(FS_TAG, fs_socket), vsock)?;
+        wiring.add_all(spec, fs_device(fs_socket, vm.window()), vsock)?;
         let Wiring { mut events, mmio, places, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
         host_events.map(|host| events.add_subscriber(Arc::new(Mutex::new(host))));
@@ -153,9 +157,9 @@ impl Machine {
         jail.enter(spec)?;
         timeline.mark("jailed");
         Ok(Self {
+            exits: Arc::new(Exits { bus, ending, gate, window: vm.window().cloned() }),
             vm,
             vcpus,
-            exits: Arc::new(Exits { bus, ending, gate }),
             events,
             control,
             places: places.into(),
@@ -165,6 +169,7 @@ impl Machine {
             memory,
             source: saved.as_ref().map(Saved::source).transpose()?,
             memory_mib: spec.memory_mib,
+            window_mib: spec.window_mib(),
             jail,
             fs_worker,
         })
@@ -267,6 +272,21 @@ impl<'a> Wiring<'a> {
         let subscriber = self.events.add_subscriber(transport.clone());
         self.mmio.push(transport.clone());
         Ok(Place { subscriber, transport })
+    }
+}
+
+fn vm_with_window(spec: &VmSpec, memory: &Arc<GuestMemory>) -> Result<Vm, MachineError> {
+    let mut vm = Vm::new(memory.clone())?;
+    let window = window::create(memory, spec.window_mib()).map_err(MachineError::Window)?;
+    window.map(|window| vm.add_window(window)).transpose()?;
+    Ok(vm)
+}
+
+fn fs_device(socket: OwnedFd, window: Option<&Window>) -> FsDevice {
+    let device = FsDevice::new(FS_TAG, socket);
+    match window {
+        Some(window) => device.with_window(window.clone()),
+        None => device,
     }
 }
 

@@ -75,7 +75,8 @@ impl Machine {
             cpu: Cpu::of_this_host(),
             memory_mib: self.memory_mib,
             own_pages,
-            files: self.fs_worker.save().map_err(SnapshotError::Files)?,
+            window_mib: self.window_mib,
+            files: self.fs_worker.save().map_err(files_error)?,
             vcpus: vcpus.collect::<Result<_, _>>()?,
             interrupts: InterruptState::save(&self.vm.fd, self.vm.has_pit)?,
             devices: self.exits.bus.mmio.iter().map(|device| lock(device).save()).collect(),
@@ -114,6 +115,15 @@ impl Machine {
                 return Err(SnapshotError::Busy("a device does not come to rest").into());
             }
         }
+    }
+}
+
+fn files_error(error: io::Error) -> SnapshotError {
+    match error.raw_os_error() {
+        Some(libc::ESTALE) => {
+            SnapshotError::Busy("a program or library that its guest has mapped was deleted")
+        }
+        _ => SnapshotError::Files(error),
     }
 }
 

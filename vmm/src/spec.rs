@@ -44,6 +44,10 @@ pub struct VmSpec {
     /// Host directories and files the guest sees under the one virtio-fs mount, by name.
     #[serde(default)]
     pub shares: Vec<Share>,
+    /// Length of the window to which the guest maps files, MiB, a multiple of 2: none if 0, and
+    /// [`WINDOW_MIB`] if not given.
+    #[serde(default)]
+    pub window_mib: Option<u16>,
     /// Who owns the shares' files on the host; the same IDs as in the guest if not given.
     #[serde(default)]
     pub idmap: Option<IdMap>,
@@ -233,6 +237,10 @@ pub const MEMORY_MIB_MIN: u32 = 48;
 /// The most memory, MiB: 1 TiB, far above any host this was tried on.
 pub const MEMORY_MIB_MAX: u32 = 1 << 20;
 
+/// Length of the DAX window, MiB: room for the programs and libraries of a container. The guest's kernel
+/// keeps 1 MiB of its memory for it.
+pub const WINDOW_MIB: u16 = 64;
+
 /// How a VM ended, as written to [`VmSpec::report_fd`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -287,6 +295,9 @@ pub enum SpecError {
     /// Too little or too much memory.
     #[error("{0} MiB of memory asked for; a VM has {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX} MiB")]
     Memory(u32),
+    /// No whole number of mappings.
+    #[error("a DAX window of {0} MiB was asked for; it takes a multiple of 2")]
+    Window(u16),
     /// A reserved context ID.
     #[error("vsock context ID {0} is reserved; use 3 or more")]
     Cid(u32),
@@ -339,6 +350,11 @@ impl VmSpec {
         all.chain(self.keep_fds.iter().copied())
     }
 
+    /// Length of the DAX window, MiB; 0 if there is none.
+    pub fn window_mib(&self) -> u16 {
+        self.window_mib.unwrap_or(WINDOW_MIB)
+    }
+
     /// Checks what the type cannot say.
     pub fn check(&self) -> Result<(), SpecError> {
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
@@ -346,6 +362,9 @@ impl VmSpec {
         }
         if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&self.memory_mib) {
             return Err(SpecError::Memory(self.memory_mib));
+        }
+        if !self.window_mib().is_multiple_of(2) {
+            return Err(SpecError::Window(self.window_mib()));
         }
         if self.cid < 3 || self.cid == u32::MAX {
             return Err(SpecError::Cid(self.cid));

@@ -3,8 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
+use bulkhead_devices::fs::Window;
+use bulkhead_devices::virtio::device::SharedMemory;
 use bulkhead_devices::{GuestMemory, Interrupt};
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -47,6 +49,7 @@ pub struct Vm {
     pub has_pit: bool,
     // KVM keeps reading and writing these mappings for as long as `fd` lives.
     memory: Arc<GuestMemory>,
+    window: Option<Window>,
 }
 
 impl Vm {
@@ -64,7 +67,31 @@ impl Vm {
         for (slot, region) in (0..).zip(memory.iter()) {
             map_region(&fd, slot, region)?;
         }
-        Ok(Self { kvm, fd, has_pit, memory })
+        Ok(Self { kvm, fd, has_pit, memory, window: None })
+    }
+
+    /// Puts a window into the guest's address space, which must not reach into its memory. To be called
+    /// once.
+    pub fn add_window(&mut self, window: Window) -> Result<(), VmError> {
+        let SharedMemory { base, len } = window.shared_memory();
+        let slot = kvm_userspace_memory_region {
+            slot: self.memory.num_regions() as u32,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: base,
+            memory_size: len,
+            userspace_addr: window.host_address(),
+        };
+        // SAFETY: the range is the window's whole reservation, which the handle kept here keeps for as
+        // long as the VM's descriptor; what is mapped in it may change at any time.
+        let added = unsafe { self.fd.set_user_memory_region(slot) };
+        added.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+        self.window = Some(window);
+        Ok(())
+    }
+
+    /// Its window.
+    pub fn window(&self) -> Option<&Window> {
+        self.window.as_ref()
     }
 
     /// Its memory.

@@ -11,14 +11,21 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::net::{Shutdown, shutdown};
 
+use super::mapping::{self, Mapping, Verdict};
 use super::receiving::Receiving;
 use super::request::{Refused, Request};
 use super::slots::Slots;
 use super::transfer;
-use super::wire::{HEADER_LEN_IN, OutHeader};
+use super::window::Window;
+use super::wire::{HEADER_LEN_IN, HEADER_LEN_OUT, OutHeader, WITH_FILE};
 use crate::GuestMemory;
+
+/// How long the worker may take over one file of a restored guest: it may still be on its way up.
+const ANSWER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
 /// A chain to return to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +51,8 @@ pub struct Channel {
     spare: Vec<Request>,
     /// The error of every request, once the connection has ended.
     dead: Option<i32>,
+    /// Where files are mapped.
+    window: Option<Window>,
 }
 
 /// A message that the socket did not take at once.
@@ -66,7 +75,18 @@ impl Channel {
             done: Vec::new(),
             spare: Vec::new(),
             dead: None,
+            window: None,
         }
+    }
+
+    /// Gives it a window to map files to.
+    pub fn set_window(&mut self, window: Window) {
+        self.window = Some(window);
+    }
+
+    /// The window.
+    pub fn window(&self) -> Option<&Window> {
+        self.window.as_ref()
     }
 
     /// The socket, to be watched.
@@ -107,13 +127,25 @@ impl Channel {
         checked: Result<(), Refused>,
     ) {
         let silent = request.header.is_silent();
-        let refusal = checked.err().map(|Refused| libc::EIO);
+        let verdict = match checked {
+            Ok(()) => mapping::look(self.window.as_ref(), memory, &mut request),
+            Err(Refused) => Verdict::Refused(libc::EIO),
+        };
+        let refusal = match verdict {
+            Verdict::PassOn => None,
+            Verdict::Refused(errno) => Some(errno),
+            Verdict::Done => {
+                let len = request.put_success(memory);
+                return self.complete(request, len);
+            }
+        };
         let number = match self.dead.or(refusal) {
             Some(errno) => return self.fail(Some(memory), request, errno),
             None if silent => None,
             None => match self.slots.reserve() {
                 Some(number) => {
-                    request.header.set_unique(number);
+                    let file = if request.mapping.is_some() { WITH_FILE } else { 0 };
+                    request.header.set_unique(number | file);
                     Some(number)
                 }
                 None => return self.fail(Some(memory), request, libc::EIO),
@@ -183,8 +215,16 @@ impl Channel {
         memory: Option<&GuestMemory>,
         header: OutHeader,
     ) -> io::Result<Option<Request>> {
-        match (self.slots.take(header.unique), memory) {
-            (Some(request), Some(memory)) if header.len as usize <= request.writable_len => {
+        // Before anything else: it must not be left for the next reply that brings one.
+        let file = self.receiving.file_of(header);
+        match (self.slots.take(header.unique & !WITH_FILE), memory) {
+            (Some(request), Some(memory)) if fits(&request, header) => {
+                let mapped = match request.mapping.filter(|_| header.error == 0) {
+                    Some(mapping) => self.map(mapping, file),
+                    None => Ok(()),
+                };
+                let error = if mapped.is_ok() { header.error } else { -libc::EIO };
+                let header = OutHeader { error, ..header };
                 request.put_header(memory, header);
                 Ok(Some(request))
             }
@@ -197,6 +237,51 @@ impl Channel {
                 Ok(None)
             }
             (None, _) => Err(ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Maps the file that the worker has handed over.
+    fn map(&self, mapping: Mapping, file: Option<OwnedFd>) -> io::Result<()> {
+        let (Some(window), Some(file)) = (&self.window, file) else {
+            return Err(ErrorKind::NotFound.into());
+        };
+        window.map(mapping, file)
+    }
+
+    /// Maps what a saved guest has mapped; waits for the worker. Nothing may be on its way.
+    pub fn map_again(&mut self, mapping: Mapping) -> io::Result<()> {
+        if self.window.as_ref().is_none_or(|window| !window.takes(&mapping)) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        // No number of a slot.
+        let unique = WITH_FILE;
+        let message = mapping.request(unique);
+        if transfer::send_bytes(&self.socket, &message)? != message.len() {
+            return Err(ErrorKind::WriteZero.into());
+        }
+        let header = loop {
+            self.receiving.begin();
+            match self.receiving.header(&self.socket) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait()?,
+                header => break header?,
+            }
+        };
+        if header.unique != unique || header.len as usize != HEADER_LEN_OUT {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        if header.error != 0 {
+            return Err(io::Error::from_raw_os_error(-header.error));
+        }
+        let file = self.receiving.file_of(header);
+        self.map(mapping, file)
+    }
+
+    /// Waits for something to receive.
+    fn wait(&self) -> io::Result<()> {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        match retry_on_intr(|| poll(&mut fds, Some(&ANSWER_MAX)))? {
+            0 => Err(ErrorKind::TimedOut.into()),
+            _ => Ok(()),
         }
     }
 
@@ -241,6 +326,12 @@ impl Channel {
         self.done.push(Done { queue: request.queue, head: request.head, len });
         self.spare.push(request);
     }
+}
+
+/// Whether a reply may be the request's, whose number it has.
+fn fits(request: &Request, header: OutHeader) -> bool {
+    let with_file = header.unique & WITH_FILE != 0;
+    header.len as usize <= request.writable_len && with_file == request.mapping.is_some()
 }
 
 impl Sending {

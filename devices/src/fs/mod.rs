@@ -18,12 +18,14 @@
 //! ENOTCONN.
 
 mod channel;
+mod mapping;
 mod receiving;
 mod request;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod window;
 mod wire;
 
 use std::io;
@@ -35,12 +37,14 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_queue::{Queue, QueueT};
 
 use self::channel::Channel;
+use self::mapping::Mapping;
+pub use self::window::{SLOT_LEN, Window};
 use crate::GuestMemory;
 use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::virtio::buffers;
-use crate::virtio::device::read_config;
+use crate::virtio::device::{SharedMemory, read_config};
 use crate::virtio::mmio::EVENT_IDX;
-use crate::virtio::{ActivateError, Active, VirtioDevice};
+use crate::virtio::{ActivateError, Active, RestoreError, VirtioDevice};
 
 /// FORGETs, one descriptor each.
 const HIPRIO_QUEUE_SIZE: u16 = 128;
@@ -53,6 +57,9 @@ const BATCH_MAX: usize = REQUEST_QUEUE_SIZE as usize;
 /// `struct virtio_fs_config`: a tag of 36 bytes, then the number of request queues.
 const TAG_LEN: usize = 36;
 const CONFIG_LEN: usize = TAG_LEN + 4;
+
+/// `VIRTIO_FS_SHMCAP_ID_CACHE`.
+const WINDOW_ID: u32 = 0;
 
 /// A virtio-fs device.
 pub struct FsDevice {
@@ -79,10 +86,16 @@ impl FsDevice {
         Self { config, channel, active: None, limiter, watching_out: false }
     }
 
-    /// Passes no more on than `limits`: requests, and the bytes of them and of the room they offer for
-    /// replies. Fails if their timer cannot be made.
+    /// Passes no more on than `limits`: requests, and the bytes of them, of the room they offer for
+    /// replies, and of what they have mapped. Fails if their timer cannot be made.
     pub fn limited(self, limits: &RateLimits) -> io::Result<Self> {
         Ok(Self { limiter: RateLimiter::new(limits)?, ..self })
+    }
+
+    /// Lets the guest map files to `window`.
+    pub fn with_window(mut self, window: Window) -> Self {
+        self.channel.set_window(window);
+        self
     }
 
     /// Takes requests from every queue while the socket takes them, and signals the driver.
@@ -140,6 +153,11 @@ impl VirtioDevice for FsDevice {
         read_config(&self.config, offset, data);
     }
 
+    fn shared_memory(&self, id: u32) -> Option<SharedMemory> {
+        let window = self.channel.window().filter(|_| id == WINDOW_ID)?;
+        Some(window.shared_memory())
+    }
+
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         if let Some(index) = active.queues.iter().position(|queue| !queue.ready()) {
             return Err(ActivateError::QueueNotReady { device: self.name(), index });
@@ -151,6 +169,9 @@ impl VirtioDevice for FsDevice {
     fn reset(&mut self) {
         if let Some(active) = self.active.take() {
             self.channel.abandon(&active.memory);
+            if let Some(window) = self.channel.window() {
+                window.clear();
+            }
         }
     }
 
@@ -161,6 +182,31 @@ impl VirtioDevice for FsDevice {
     /// A request that the worker still has could not be answered to a restored guest.
     fn is_idle(&self) -> bool {
         self.channel.is_idle()
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let mappings = self.channel.window().map(Window::mappings).unwrap_or_default();
+        // Numbers encode; an empty list is no state, as of a device without a window.
+        if mappings.is_empty() {
+            Vec::new()
+        } else {
+            postcard::to_stdvec(&mappings).unwrap_or_default()
+        }
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        if state.is_empty() {
+            return Ok(());
+        }
+        let device = self.name();
+        let mappings = postcard::from_bytes::<Vec<Mapping>>(state).ok();
+        let window = self.channel.window().map_or(0, Window::slot_count);
+        let mappings = mappings.filter(|mappings| mappings.len() <= window);
+        let mappings = mappings.ok_or(RestoreError::Device { device })?;
+        for mapping in mappings {
+            self.channel.map_again(mapping).map_err(RestoreError::Mapping)?;
+        }
+        Ok(())
     }
 
     fn register(&mut self, ops: &mut EventOps) {
@@ -201,7 +247,7 @@ fn take_requests(
             Some(chain) => {
                 let mut request = channel.spare_request();
                 let checked = request.take(memory, chain, queue.size(), index);
-                limiter.charge(request.header.len() as usize + request.writable_len);
+                limiter.charge(request.cost());
                 channel.submit(memory, request, checked);
             }
             None if queue.enable_notification(memory)? => {}

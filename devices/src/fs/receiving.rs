@@ -3,16 +3,20 @@
 //! Small replies come many at once into a small buffer and are copied from there. Of a large one
 //! only the beginning takes that way; the rest goes straight to the guest.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 
 use super::request::Request;
 use super::transfer;
-use super::wire::{HEADER_LEN_OUT, OutHeader};
+use super::wire::{HEADER_LEN_OUT, OutHeader, WITH_FILE};
 use crate::GuestMemory;
 
 /// Some 25 replies to LOOKUP; at most this much of a large reply is copied.
 const BOUNCE_LEN: usize = 4096;
+
+/// More files than replies with one fit into the buffer.
+const FILES_MAX: usize = BOUNCE_LEN / HEADER_LEN_OUT;
 
 /// Where receiving stands: between replies, or within one.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub struct Receiving {
     target: Option<Target>,
     /// The socket has just been found empty. Asking it again is left to the event loop.
     drained: bool,
+    /// Files that came with replies not yet looked at.
+    files: VecDeque<OwnedFd>,
 }
 
 /// A reply whose header has been dealt with.
@@ -41,7 +47,8 @@ impl Receiving {
     /// Between replies.
     pub fn new() -> Self {
         let bounce = Box::new([0; BOUNCE_LEN]);
-        Self { bounce, start: 0, end: 0, target: None, drained: false }
+        let files = VecDeque::new();
+        Self { bounce, start: 0, end: 0, target: None, drained: false, files }
     }
 
     /// Notes that something may be there to receive.
@@ -65,6 +72,14 @@ impl Receiving {
             }
             self.fill(socket)?;
         }
+    }
+
+    /// The file that came with the reply that begins with `header`, if that brings one.
+    pub fn file_of(&mut self, header: OutHeader) -> Option<OwnedFd> {
+        if header.unique & WITH_FILE == 0 || header.error != 0 {
+            return None;
+        }
+        self.files.pop_front()
     }
 
     /// Says whom the reply that begins with `header` is for; `None` swallows it.
@@ -122,7 +137,10 @@ impl Receiving {
         self.bounce.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
         let room = &mut self.bounce[self.end..];
-        let len = transfer::receive_bytes(socket, room)?;
+        let len = transfer::receive_bytes(socket, room, &mut self.files)?;
+        if self.files.len() > FILES_MAX {
+            return Err(ErrorKind::InvalidData.into());
+        }
         self.drained = len < room.len();
         self.end += received(len)?;
         Ok(())

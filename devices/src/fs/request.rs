@@ -3,6 +3,8 @@
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use super::mapping::{Mapping, SETUP_MAPPING};
+use super::window::SLOT_LEN;
 use super::wire::{HEADER_LEN_IN, HEADER_LEN_OUT, InHeader, MESSAGE_MAX, OutHeader};
 use crate::GuestMemory;
 
@@ -32,6 +34,8 @@ pub struct Request {
     pub writable: Vec<Segment>,
     /// Bytes of `writable`.
     pub writable_len: usize,
+    /// What is to be mapped when the worker hands the file over.
+    pub mapping: Option<Mapping>,
 }
 
 /// A request that is not passed on. The guest's driver gets EIO for it if there is room to say so.
@@ -49,6 +53,7 @@ impl Request {
             readable: Vec::new(),
             writable: Vec::new(),
             writable_len: 0,
+            mapping: None,
         }
     }
 
@@ -66,6 +71,7 @@ impl Request {
     ) -> Result<(), Refused> {
         (self.queue, self.head) = (queue, chain.head_index());
         (self.header, self.unique, self.writable_len) = (InHeader::EMPTY, 0, 0);
+        self.mapping = None;
         self.readable.clear();
         self.writable.clear();
         let readable_len = self.collect(memory, chain, descriptors_max)?;
@@ -82,6 +88,13 @@ impl Request {
         let announced = self.header.len() as usize == readable_len && readable_len <= MESSAGE_MAX;
         let answerable = self.header.is_silent() || self.writable_len >= HEADER_LEN_OUT;
         if announced && answerable { Ok(()) } else { Err(Refused) }
+    }
+
+    /// What it costs a guest that may ask for so many bytes a second and no more: a mapping is the file's
+    /// bytes, asked for at once.
+    pub fn cost(&self) -> usize {
+        let mapped = if self.header.opcode() == SETUP_MAPPING { SLOT_LEN as usize } else { 0 };
+        self.header.len() as usize + self.writable_len + mapped
     }
 
     /// Sorts the chain's buffers and returns how many bytes are readable.
@@ -116,6 +129,22 @@ impl Request {
         Ok(readable_len)
     }
 
+    /// Copies bytes of the body, after the first `skip`; refused if it ends before.
+    pub fn body<const N: usize>(
+        &self,
+        memory: &GuestMemory,
+        skip: usize,
+    ) -> Result<[u8; N], Refused> {
+        let mut bytes = [0; N];
+        let mut to = &mut bytes[..];
+        for segment in rest(&self.readable, HEADER_LEN_IN + skip) {
+            let (now, later) = to.split_at_mut(segment.len.min(to.len()));
+            memory.read_slice(now, segment.address).map_err(|_| Refused)?;
+            to = later;
+        }
+        if to.is_empty() { Ok(bytes) } else { Err(Refused) }
+    }
+
     /// The whole message as it is sent.
     pub fn copy(&self, memory: &GuestMemory) -> Vec<u8> {
         let mut bytes = vec![0; self.header.len() as usize];
@@ -138,6 +167,13 @@ impl Request {
         }
         let len = HEADER_LEN_OUT as u32;
         self.put_header(memory, OutHeader { len, error: -errno, unique: 0 });
+        len
+    }
+
+    /// Writes a reply without a body and returns its length.
+    pub fn put_success(&self, memory: &GuestMemory) -> u32 {
+        let len = HEADER_LEN_OUT as u32;
+        self.put_header(memory, OutHeader { len, error: 0, unique: 0 });
         len
     }
 

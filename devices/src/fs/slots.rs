@@ -13,9 +13,12 @@ pub struct Slots {
     max: usize,
 }
 
+const GENERATION_MAX: u32 = u32::MAX >> 1;
+
 #[derive(Debug)]
 struct Slot {
-    /// Never 0, so that no number is: 0 means a notification, which nobody asked for.
+    /// Never 0, so that no number is: 0 means a notification, which nobody asked for. Has 31 bits:
+    /// [`super::wire::WITH_FILE`] is no part of a number.
     generation: u32,
     request: Option<Request>,
 }
@@ -60,7 +63,7 @@ impl Slots {
             return None;
         }
         let request = slot.request.take()?;
-        slot.generation = slot.generation.wrapping_add(1).max(1);
+        slot.end_generation();
         self.free.push(number as u32);
         Some(request)
     }
@@ -70,9 +73,15 @@ impl Slots {
         let Self { slots, free, .. } = self;
         (0..).zip(slots).filter_map(|(index, slot)| {
             let request = slot.request.take()?;
-            slot.generation = slot.generation.wrapping_add(1).max(1);
+            slot.end_generation();
             free.push(index);
             Some(request)
         })
+    }
+}
+
+impl Slot {
+    fn end_generation(&mut self) {
+        self.generation = ((self.generation + 1) & GENERATION_MAX).max(1);
     }
 }

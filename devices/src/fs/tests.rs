@@ -1,5 +1,7 @@
 //! The device between a mock driver and a worker that the test plays itself.
 
+mod window;
+
 use std::io::{ErrorKind, Read, Write};
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;

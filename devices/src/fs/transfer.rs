@@ -1,9 +1,12 @@
 //! System calls between guest memory and the socket: bytes go straight from one to the other.
 //! Everything unsafe of the device is here.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vm_memory::GuestMemoryBackend;
 
 use super::request::{Segment, rest};
@@ -72,12 +75,23 @@ pub fn send_bytes(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     })
 }
 
-/// Receives to `bytes`, as [`receive`] does.
-pub fn receive_bytes(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<usize> {
-    retry(|| {
-        // SAFETY: the kernel writes at most `bytes.len()` bytes to `bytes`.
-        unsafe { libc::recv(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), FLAGS) }
-    })
+/// Receives to `bytes`, as [`receive`] does, and files that come along.
+pub fn receive_bytes(
+    socket: &OwnedFd,
+    bytes: &mut [u8],
+    files: &mut impl Extend<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let mut to = [IoSliceMut::new(bytes)];
+    let received = retry_on_intr(|| recvmsg(socket, &mut to, &mut control, flags))?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            files.extend(rights);
+        }
+    }
+    Ok(received.bytes)
 }
 
 impl<'m> Vectors<'m> {

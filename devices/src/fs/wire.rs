@@ -17,6 +17,11 @@ const FORGET: u32 = 2;
 const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;
 
+/// A bit of the numbers the device gives requests: a reply without an error brings a file (SCM_RIGHTS).
+/// Files come in the order of their replies, so one that nobody waits for any more must be told from
+/// the next.
+pub const WITH_FILE: u64 = 1 << 63;
+
 /// Request codes from here on are not FUSE's, which ends at CUSE's 4096 but for INIT with its bytes
 /// swapped: they pass between monitor and file server.
 const MONITORS_MIN: u32 = 0x424b_0000;
@@ -45,6 +50,16 @@ impl InHeader {
         Self(bytes)
     }
 
+    /// The header of a request of the device's own.
+    pub fn of(len: u32, opcode: u32, unique: u64, node: u64) -> Self {
+        let mut bytes = [0; HEADER_LEN_IN];
+        bytes[..4].copy_from_slice(&len.to_le_bytes());
+        bytes[4..8].copy_from_slice(&opcode.to_le_bytes());
+        bytes[8..16].copy_from_slice(&unique.to_le_bytes());
+        bytes[16..24].copy_from_slice(&node.to_le_bytes());
+        Self(bytes)
+    }
+
     /// The header's bytes.
     pub fn bytes(&self) -> &[u8; HEADER_LEN_IN] {
         &self.0
@@ -57,12 +72,22 @@ impl InHeader {
 
     /// The number its reply repeats.
     pub fn unique(&self) -> u64 {
-        u64::from(self.u32_at(8)) | u64::from(self.u32_at(12)) << 32
+        self.u64_at(8)
     }
 
     /// Changes the number its reply repeats.
     pub fn set_unique(&mut self, unique: u64) {
         self.0[8..16].copy_from_slice(&unique.to_le_bytes());
+    }
+
+    /// The request's code.
+    pub fn opcode(&self) -> u32 {
+        self.u32_at(4)
+    }
+
+    /// The node ID it is about.
+    pub fn node(&self) -> u64 {
+        self.u64_at(16)
     }
 
     /// Whether the request gets no reply.
@@ -73,6 +98,10 @@ impl InHeader {
     /// Whether it is a request that no guest may make.
     pub fn is_monitors(&self) -> bool {
         self.u32_at(4) >= MONITORS_MIN
+    }
+
+    fn u64_at(&self, at: usize) -> u64 {
+        u64::from(self.u32_at(at)) | u64::from(self.u32_at(at + 4)) << 32
     }
 
     fn u32_at(&self, at: usize) -> u32 {

@@ -10,6 +10,7 @@
 //! inactive, and hands checked queues over in [`Active`] when the driver sets DRIVER_OK.
 
 use std::any::Any;
+use std::io;
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events};
@@ -45,6 +46,15 @@ impl Active {
     }
 }
 
+/// A shared memory region (virtio 1.3, section 2.10), in the guest's physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedMemory {
+    /// Where it begins.
+    pub base: u64,
+    /// Its length, bytes.
+    pub len: u64,
+}
+
 /// Why a device refused DRIVER_OK; the transport sets DEVICE_NEEDS_RESET then.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {
@@ -70,7 +80,7 @@ pub enum ActivateError {
         /// The device's name.
         device: &'static str,
         /// What failed.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -95,6 +105,10 @@ pub trait VirtioDevice: Any + Send {
     }
     /// Writes the device's configuration space; out of bounds or read-only is ignored.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The device's shared memory region `id`.
+    fn shared_memory(&self, _id: u32) -> Option<SharedMemory> {
+        None
+    }
     /// Starts work on the queues.
     fn activate(&mut self, active: Active) -> Result<(), ActivateError>;
     /// Stops all work and forgets the queues; the driver may set the device up anew.
@@ -135,6 +149,9 @@ pub enum RestoreError {
         /// The device's name.
         device: &'static str,
     },
+    /// The file server does not hand over a file that the guest has mapped.
+    #[error("a file that the saved guest has mapped is not there any more: {0}")]
+    Mapping(#[source] io::Error),
     /// The device does not start.
     #[error("a saved device cannot be started: {0}")]
     Activate(#[from] ActivateError),

@@ -203,7 +203,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let network_spec = Some(network.spec).into();
     let spec = ContainerSpec { network: network_spec, hostname, machine_id, ..spec };
     let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
-    let vm = VmSpec { nets: network.nets, limits: walls.limits, jail: walls.jail, ..vm };
+    let vm = walls.hold(VmSpec { nets: network.nets, ..vm });
     let vm = restore::shape(vm, wanted.origin.saved())?;
     // In our own cgroup, and for the next container too: whatever comes of this one.
     let template = match wanted.origin {

@@ -36,11 +36,13 @@ pub enum RestoreError {
     Snapshot(#[from] SnapshotError),
 }
 
-/// `vm` with as many interfaces and places as the saved one has, if it goes on from that. What the network does not have any
-/// more is an interface without a cable.
+/// `vm` with the saved one's window, and as many interfaces and places as that has, if it goes on from
+/// that. What the network does not have any more is an interface without a cable.
 pub fn shape(mut vm: VmSpec, files: Option<&Snapshot>) -> Result<VmSpec, RestoreError> {
     let Some(files) = files else { return Ok(vm) };
-    let (saved, places) = snapshot::read(&files.state)?.nets();
+    let state = snapshot::read(&files.state)?;
+    vm.window_mib = Some(state.window_mib);
+    let (saved, places) = state.nets();
     let found = vm.nets.len();
     if found > saved {
         return Err(RestoreError::Interfaces { saved, found });

@@ -1,6 +1,6 @@
 //! [`Walls`]: what a profile holds a VM to besides its isolation.
 
-use bulkhead_vmm::spec::{Confinement, Limits, VCPUS_MAX};
+use bulkhead_vmm::spec::{Confinement, Limits, VCPUS_MAX, VmSpec};
 use serde::Deserialize;
 
 use super::Profile;
@@ -100,6 +100,9 @@ pub struct Walls {
     pub memory_mib: Option<u32>,
     /// The most CPUs, also of the host's time that VMM and file worker use together.
     pub cpus: Option<u8>,
+    /// Length of the window to which the guest maps files (`VmSpec::window_mib`): 0 keeps containers from
+    /// seeing by its timing what others have read of a file that they share.
+    pub window_mib: Option<u16>,
     /// Names of profiles, for messages.
     profile: String,
 }
@@ -120,7 +123,8 @@ impl Walls {
             Jail::Strict => Confinement::Strict,
             Jail::Sealed => Confinement::Sealed,
         };
-        Ok(Self { limits, jail, memory_mib, cpus: profile.cpus, profile: named() })
+        let window_mib = (!profile.dax).then_some(0);
+        Ok(Self { limits, jail, memory_mib, cpus: profile.cpus, window_mib, profile: named() })
     }
 
     /// The stricter of both, in each respect.
@@ -130,6 +134,7 @@ impl Walls {
             jail: self.jail.max(other.jail),
             memory_mib: lower(self.memory_mib, other.memory_mib),
             cpus: lower(self.cpus, other.cpus),
+            window_mib: lower(self.window_mib, other.window_mib),
             profile: format!("{} with {}", self.profile, other.profile),
         }
     }
@@ -149,6 +154,12 @@ impl Walls {
             }
             _ => Ok(()),
         }
+    }
+
+    /// `vm`, held to them.
+    pub fn hold(&self, vm: VmSpec) -> VmSpec {
+        let Self { limits, jail, window_mib, .. } = *self;
+        VmSpec { limits, jail, window_mib, ..vm }
     }
 
     /// The jail for whoever `asked` for one on the command line, which is the administrator's: any,

@@ -57,6 +57,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         cpu: Cpu::of_this_host(),
         memory_mib: 128,
         own_pages: None,
+        window_mib: 64,
         files: vec![1, 2],
         vcpus: Vec::new(),
         interrupts: InterruptState::default(),

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::inodes::Inode;
 use crate::server::{Request, Server, proc_name, stat, stat_with};
-use crate::wire::{Reply, SetattrIn, StatxIn, fattr};
+use crate::wire::{ATTR_DAX, Reply, SetattrIn, StatxIn, fattr};
 
 /// Length of `struct fuse_entry_out`.
 pub const ENTRY_OUT_LEN: usize = 128;
@@ -92,6 +92,7 @@ impl Server {
         if !inode.file_type.is_file() {
             return Err(if inode.file_type.is_dir() { Errno::ISDIR } else { Errno::INVAL });
         }
+        self.before_writing(inode)?;
         let kill = set.valid & fattr::KILL_SUIDGID != 0;
         if set.valid & fattr::FH != 0 {
             let file = self.handles.file(set.fh)?;
@@ -176,7 +177,7 @@ fn put_attr(reply: &mut Reply<'_>, inode: &Inode, stat: &Statx) -> Result<(), Er
     reply.u32s([atime.tv_nsec, mtime.tv_nsec, ctime.tv_nsec])?;
     reply.u32s([u32::from(stat.stx_mode), stat.stx_nlink, stat.stx_uid, stat.stx_gid])?;
     let rdev = encode_device(stat.stx_rdev_major, stat.stx_rdev_minor);
-    reply.u32s([rdev, stat.stx_blksize, 0])
+    reply.u32s([rdev, stat.stx_blksize, if inode.dax { ATTR_DAX } else { 0 }])
 }
 
 /// Writes `struct fuse_statx`.

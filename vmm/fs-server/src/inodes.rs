@@ -8,9 +8,9 @@
 //! A descriptor pins its file, so the host cannot give the inode number to another file while the
 //! guest knows it. Node IDs count up and are never used twice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -18,10 +18,15 @@ use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::mapped::slots;
 use crate::wire::ROOT_ID;
 
 /// The coarsest clock that file systems take times from (HZ=100).
 const CLOCK_TICK: Duration = Duration::from_millis(10);
+
+/// How many files that were written to are remembered as such: more than a guest's kernel looks up at a
+/// time.
+const WRITTEN_MAX: usize = 1024;
 
 /// A file of a share.
 #[derive(Debug)]
@@ -36,6 +41,10 @@ pub struct Inode {
     pub fd: OwnedFd,
     /// Regular file, directory and so on; never changes.
     pub file_type: FileType,
+    /// The guest is told to map it ([`crate::mapped`]); never changes.
+    pub dax: bool,
+    /// It has been mapped.
+    mapped: AtomicBool,
     /// Mixed into inode numbers; see the crate's documentation.
     ino_tag: u64,
     /// `stx_ctime` in ns of what the guest's page cache holds; 0 if that is not known.
@@ -61,6 +70,16 @@ impl Inode {
     /// The inode number the guest sees for number `ino` of this file's file system.
     pub fn guest_ino(&self, ino: u64) -> u64 {
         ino ^ self.ino_tag
+    }
+
+    /// Notes that the guest maps the file.
+    pub fn set_mapped(&self) {
+        self.mapped.store(true, Ordering::Relaxed);
+    }
+
+    /// The guest has mapped the file.
+    pub fn is_mapped(&self) -> bool {
+        self.mapped.load(Ordering::Relaxed)
     }
 
     /// See [`Inode::is_cached`]; 0 if nothing is cached.
@@ -101,13 +120,17 @@ struct Entry {
     lookups: u64,
     /// A share's root: known for good.
     pinned: bool,
+    /// Slots of the window that are kept for it.
+    slots: u64,
 }
 
 /// What an entry begins with.
-struct Count {
+#[derive(Default)]
+struct Beginning {
     lookups: u64,
     pinned: bool,
     cached_ctime: u64,
+    dax: bool,
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +140,11 @@ struct Table {
     /// File systems in the order met; the index is the tag.
     devices: Vec<Device>,
     last_id: u64,
+    /// Slots of the window that no file has.
+    slots_left: u64,
+    /// Files that were mapped until they were written to, the last one first. The guest's kernel looks
+    /// one up twice before it tries again, and forgets it in between.
+    written: VecDeque<Key>,
 }
 
 /// All inodes.
@@ -141,15 +169,16 @@ pub struct Found {
 
 impl Inodes {
     /// A table for at most `max` inodes, the shares' roots included, whose IDs come after `last_id`.
-    pub fn new(max: usize, last_id: u64) -> Self {
-        Self { table: Mutex::new(Table { last_id, ..Table::default() }), max }
+    /// Those that the guest maps may have `slots` slots of the window.
+    pub fn new(max: usize, slots: u64, last_id: u64) -> Self {
+        Self { table: Mutex::new(Table { last_id, slots_left: slots, ..Table::default() }), max }
     }
 
     /// Makes a share's root known for good, by `id` if an earlier server called it that.
     pub fn pin(&self, found: Found, id: Option<u64>) -> Arc<Inode> {
         let mut table = lock(&self.table);
         let id = id.filter(|id| !table.by_id.contains_key(id)).unwrap_or_else(|| table.next_id());
-        table.insert(found, id, Count { lookups: 1, pinned: true, cached_ctime: 0 })
+        table.insert(found, id, Beginning { lookups: 1, pinned: true, ..Default::default() })
     }
 
     /// Makes a file known that an earlier server called `id`; `None` if it or its number is known, or
@@ -160,16 +189,18 @@ impl Inodes {
         id: u64,
         lookups: u64,
         cached_ctime: u64,
+        dax: bool,
     ) -> Option<Arc<Inode>> {
         let mut table = lock(&self.table);
         let taken = table.by_id.contains_key(&id) || table.by_key.contains_key(&Key::of(&found));
         let room = table.by_id.len() < self.max;
-        let count = Count { lookups, pinned: false, cached_ctime };
-        (room && !taken).then(|| table.insert(found, id, count))
+        let beginning = Beginning { lookups, pinned: false, cached_ctime, dax };
+        (room && !taken).then(|| table.insert(found, id, beginning))
     }
 
-    /// Counts one lookup of a file, which becomes known if it was not; ENFILE if too many are.
-    pub fn add(&self, found: Found) -> Result<Arc<Inode>, Errno> {
+    /// Counts one lookup of a file, which becomes known if it was not; ENFILE if too many are. The guest
+    /// maps it if it is `code` and there is room in the window.
+    pub fn add(&self, found: Found, code: bool) -> Result<Arc<Inode>, Errno> {
         let mut table = lock(&self.table);
         let id = table.by_key.get(&Key::of(&found)).copied();
         if let Some(entry) = id.and_then(|id| table.by_id.get_mut(&id)) {
@@ -180,7 +211,20 @@ impl Inodes {
             return Err(Errno::NFILE);
         }
         let id = table.next_id();
-        Ok(table.insert(found, id, Count { lookups: 1, pinned: false, cached_ctime: 0 }))
+        let room = slots(found.stat.stx_size) <= table.slots_left;
+        let dax = code && room && !table.written.contains(&Key::of(&found));
+        Ok(table.insert(found, id, Beginning { lookups: 1, dax, ..Default::default() }))
+    }
+
+    /// Has the next lookup of a known file find a node of another ID, which is not mapped.
+    pub fn set_written(&self, id: u64) {
+        let mut table = lock(&self.table);
+        let Some(key) = table.by_id.get(&id).map(|entry| entry.key) else { return };
+        if table.by_key.get(&key) == Some(&id) {
+            table.by_key.remove(&key);
+            table.written.truncate(WRITTEN_MAX - 1);
+            table.written.push_front(key);
+        }
     }
 
     /// The inode `id`; ESTALE if it is not known.
@@ -199,8 +243,11 @@ impl Inodes {
             if entry.lookups > 0 {
                 return;
             }
-            let key = entry.key;
-            table.by_key.remove(&key);
+            let (key, slots) = (entry.key, entry.slots);
+            if table.by_key.get(&key) == Some(&id) {
+                table.by_key.remove(&key);
+            }
+            table.slots_left += slots;
             table.by_id.remove(&id)
         };
         // Outside the lock: closing a deleted file's last descriptor takes its time.
@@ -216,16 +263,21 @@ impl Inodes {
                 entries.into_iter().partition(|(_, entry)| entry.pinned);
             table.by_key = pinned.iter().map(|(id, entry)| (entry.key, *id)).collect();
             table.by_id = pinned.into_iter().collect();
+            table.slots_left += rest.iter().map(|(_, entry)| entry.slots).sum::<u64>();
             rest.into_iter().map(|(_, entry)| entry).collect()
         };
         drop(forgotten);
     }
 
-    /// The files known but for the shares' roots, and their lookups.
-    pub fn known(&self) -> Vec<(Arc<Inode>, u64)> {
+    /// The files known but for the shares' roots, their lookups, and whether another lookup would find
+    /// them.
+    pub fn known(&self) -> Vec<(Arc<Inode>, u64, bool)> {
         let table = lock(&self.table);
-        let entries = table.by_id.values().filter(|entry| !entry.pinned);
-        entries.map(|entry| (entry.inode.clone(), entry.lookups)).collect()
+        let entries = table.by_id.iter().filter(|(_, entry)| !entry.pinned);
+        let found = |(id, entry): (&u64, &Entry)| {
+            (entry.inode.clone(), entry.lookups, table.by_key.get(&entry.key) == Some(id))
+        };
+        entries.map(found).collect()
     }
 
     /// The last ID given out.
@@ -251,20 +303,25 @@ impl Table {
         self.last_id
     }
 
-    fn insert(&mut self, found: Found, id: u64, count: Count) -> Arc<Inode> {
+    fn insert(&mut self, found: Found, id: u64, beginning: Beginning) -> Arc<Inode> {
         let key = Key::of(&found);
-        let Count { lookups, pinned, cached_ctime } = count;
+        let Beginning { lookups, pinned, cached_ctime, dax } = beginning;
+        // A restored server may have a smaller window; nothing breaks.
+        let slots = if dax { slots(found.stat.stx_size).min(self.slots_left) } else { 0 };
+        self.slots_left -= slots;
         let inode = Arc::new(Inode {
             id,
             share: found.share,
             readonly: found.readonly,
             fd: found.fd,
             file_type: FileType::from_raw_mode(u32::from(found.stat.stx_mode)),
+            dax,
+            mapped: AtomicBool::new(false),
             ino_tag: self.ino_tag(key.device),
             cached_ctime: AtomicU64::new(cached_ctime),
         });
         self.by_key.insert(key, inode.id);
-        self.by_id.insert(inode.id, Entry { inode: inode.clone(), key, lookups, pinned });
+        self.by_id.insert(inode.id, Entry { inode: inode.clone(), key, lookups, pinned, slots });
         inode
     }
 
@@ -314,17 +371,17 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("f");
         std::fs::write(&path, "").unwrap();
-        let inodes = Inodes::new(10, ROOT_ID);
-        let first = inodes.add(found(&path, 0)).unwrap().id;
-        assert_eq!(inodes.add(found(&path, 0)).unwrap().id, first);
+        let inodes = Inodes::new(10, 0, ROOT_ID);
+        let first = inodes.add(found(&path, 0), false).unwrap().id;
+        assert_eq!(inodes.add(found(&path, 0), false).unwrap().id, first);
         inodes.forget(first, 1);
         assert!(inodes.get(first).is_ok());
         inodes.forget(first, u64::MAX);
         assert!(matches!(inodes.get(first), Err(Errno::STALE)));
         inodes.forget(first, 1);
-        let second = inodes.add(found(&path, 0)).unwrap().id;
+        let second = inodes.add(found(&path, 0), false).unwrap().id;
         assert_ne!(second, first, "node IDs are not used again");
-        let elsewhere = inodes.add(found(&path, 1)).unwrap().id;
+        let elsewhere = inodes.add(found(&path, 1), false).unwrap().id;
         assert_ne!(elsewhere, second, "another share is another file");
         assert_eq!(inodes.len(), 2);
     }
@@ -332,22 +389,22 @@ mod tests {
     #[test]
     fn the_budget_holds_and_shares_stay() {
         let temp = tempfile::tempdir().unwrap();
-        let inodes = Inodes::new(3, ROOT_ID);
+        let inodes = Inodes::new(3, 0, ROOT_ID);
         let root = inodes.pin(found(temp.path(), 0), None);
         for name in ["a", "b", "c"] {
             std::fs::write(temp.path().join(name), "").unwrap();
         }
-        let a = inodes.add(found(&temp.path().join("a"), 0)).unwrap();
-        inodes.add(found(&temp.path().join("b"), 0)).unwrap();
-        let refused = inodes.add(found(&temp.path().join("c"), 0));
+        let a = inodes.add(found(&temp.path().join("a"), 0), false).unwrap();
+        inodes.add(found(&temp.path().join("b"), 0), false).unwrap();
+        let refused = inodes.add(found(&temp.path().join("c"), 0), false);
         assert!(matches!(refused, Err(Errno::NFILE)));
         inodes.forget(a.id, 1);
-        inodes.add(found(&temp.path().join("c"), 0)).unwrap();
+        inodes.add(found(&temp.path().join("c"), 0), false).unwrap();
         inodes.forget(root.id, 100);
         inodes.clear();
         assert_eq!(inodes.len(), 1);
         assert_eq!(inodes.get(root.id).unwrap().id, root.id);
         // Found again by its key.
-        assert_eq!(inodes.add(found(temp.path(), 0)).unwrap().id, root.id);
+        assert_eq!(inodes.add(found(temp.path(), 0), false).unwrap().id, root.id);
     }
 }

@@ -48,6 +48,9 @@ impl Server {
     /// Opens a known file for I/O, and returns the handle's number and FOPEN flags.
     fn open_inode(&self, inode: &Inode, flags: u32, open_flags: u32) -> Result<(u64, u32), Errno> {
         let flags = host_flags(flags);
+        if writes(flags) {
+            self.before_writing(inode)?;
+        }
         let kill = flags.contains(OFlags::TRUNC) && open_flags & OPEN_KILL_SUIDGID != 0;
         let fd = {
             let _lowered = kill.then(|| self.credentials.without_fsetid());
@@ -163,7 +166,7 @@ impl Server {
         flags: OFlags,
     ) -> Result<(), Errno> {
         let path = self.reopen(&fd, path_flags() - OFlags::NOFOLLOW)?;
-        let (inode, stat) = self.know(dir, path)?;
+        let (inode, stat) = self.know(dir, path, None)?;
         match self.add_file(&inode, fd, flags, &stat) {
             Ok((number, answer)) => {
                 self.put_entry(reply, &inode, &stat)?;

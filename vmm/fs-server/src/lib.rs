@@ -49,7 +49,9 @@
 //! An open drops the guest's cached pages if the file changed since it was last opened, so a file
 //! changed on the host is seen by the next open.
 //!
-//! Not offered: POSIX ACLs (`system.posix_acl_*` is EOPNOTSUPP), security contexts, DAX, ioctl.
+//! Programs and libraries are mapped by a guest whose device has a window, rather than read.
+//!
+//! Not offered: POSIX ACLs (`system.posix_acl_*` is EOPNOTSUPP), security contexts, ioctl.
 //! Device nodes are made if the host lets this process (CAP_MKNOD, which bulkhead's jail takes away);
 //! the server itself never opens
 //! one.
@@ -67,6 +69,7 @@ mod handles;
 mod inodes;
 mod io;
 pub mod limits;
+mod mapped;
 mod namespace;
 mod pool;
 mod root;
@@ -111,6 +114,8 @@ pub struct Options {
     pub state: Option<File>,
     /// The most files it may have open, one of [`limits::OPEN_FILES`]: nearly all of them are the guest's.
     pub open_files_max: u32,
+    /// How many slots of 2 MiB the window has to which the guest maps files; 0 if there is none.
+    pub window_slots: u16,
     /// The most threads; the first is the caller's, more are started when requests wait for I/O.
     pub threads_max: usize,
 }
@@ -123,6 +128,7 @@ impl Default for Options {
             proc_self_fd: None,
             state: None,
             open_files_max: *limits::OPEN_FILES.end(),
+            window_slots: 0,
             threads_max: 8,
         }
     }

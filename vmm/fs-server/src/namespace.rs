@@ -43,7 +43,7 @@ impl Server {
         name: Name<'_>,
     ) -> Result<(Arc<Inode>, Statx), Errno> {
         let fd = openat(&dir.fd, name.as_c_str(), path_flags(), Mode::empty())?;
-        self.know(dir, fd)
+        self.know(dir, fd, Some(name))
     }
 
     /// Looks `name` up and writes the entry.

@@ -12,8 +12,10 @@
 //! the host's disk is slow, the clock does: after one slow answer, the next few are handed over
 //! too. An idle or small guest thus has one thread, and a slow disk stalls nobody twice.
 
-use std::io::{self, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -21,7 +23,8 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::ServeError;
 use crate::buffer::Buffer;
@@ -160,10 +163,11 @@ impl<'s> Pool<'s> {
         if op::is_silent(header.opcode) {
             return Ok(());
         }
+        let file = reply.take_file();
         let len = reply.finish(header.unique, result);
         buffers.reply.touch(len);
         let _turn = lock(&self.replies);
-        match { self.socket }.write_all(&buffers.reply[..len]) {
+        match send(self.socket, &buffers.reply[..len], file) {
             // The other side has closed; the reader will notice.
             Err(error) if is_closed(&error) => Ok(()),
             result => result,
@@ -254,6 +258,18 @@ impl Buffers {
         self.request.release();
         self.reply.release();
     }
+}
+
+/// Sends a reply, and a file with its first byte.
+fn send(mut socket: &UnixStream, reply: &[u8], file: Option<OwnedFd>) -> io::Result<()> {
+    let Some(file) = file else { return socket.write_all(reply) };
+    let files = [file.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&files));
+    let parts = [IoSlice::new(reply)];
+    let sent = retry_on_intr(|| sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL))?;
+    socket.write_all(&reply[sent..])
 }
 
 fn read_size(mut args: Args<'_>) -> Result<usize, Errno> {

@@ -15,11 +15,12 @@ use crate::dirents::Batches;
 use crate::handles::Handles;
 use crate::inodes::{Found, Inode, Inodes};
 use crate::limits::{Budget, set_open_files};
+use crate::mapped::{budget, is_code};
 use crate::root::Root;
 use crate::state::State;
 use crate::wire::{
-    Args, ForgetOne, HEADER_LEN_IN, InHeader, InitIn, MAJOR, MINOR_MAX, MINOR_MIN, PAGES_MAX,
-    PAYLOAD_MAX, Reply, init, op,
+    Args, ForgetOne, HEADER_LEN_IN, InHeader, InitIn, MAJOR, MAP_ALIGNMENT_SHIFT, MINOR_MAX,
+    MINOR_MIN, Name, PAGES_MAX, PAYLOAD_MAX, Reply, init, op,
 };
 use crate::{Options, ServeError, ShareRoot};
 
@@ -42,6 +43,7 @@ const INIT_FLAGS: u32 = init::ASYNC_READ
     | init::MAX_PAGES
     | init::CACHE_SYMLINKS
     | init::HANDLE_KILLPRIV_V2
+    | init::MAP_ALIGNMENT
     | init::INIT_EXT;
 
 /// Everything the threads share.
@@ -83,10 +85,11 @@ impl Server {
         };
         prepare_thread(&proc).map_err(ServeError::Thread)?;
         let state = State::read(options.state.as_ref())?;
-        let budget = Budget::of(set_open_files(options.open_files_max));
-        let inodes = Inodes::new(budget.inodes, state.numbers().last_node);
+        let files = Budget::of(set_open_files(options.open_files_max));
+        let slots = budget(options.window_slots);
+        let inodes = Inodes::new(files.inodes, slots, state.numbers().last_node);
         let root = Root::new(shares, &inodes, &state)?;
-        let handles = Handles::new(budget.handles, state.numbers().last_handle);
+        let handles = Handles::new(files.handles, state.numbers().last_handle);
         let (batches, credentials) = (Batches::default(), Credentials::new());
         let server = Self { root, inodes, handles, batches, credentials, options, proc };
         server.restore(&state);
@@ -129,6 +132,7 @@ impl Server {
             op::FALLOCATE => self.fallocate(request),
             op::LSEEK => self.lseek(request, reply),
             op::COPY_FILE_RANGE => self.copy_file_range(request, reply),
+            op::SETUPMAPPING => self.set_up_mapping(request, reply),
             op::OPENDIR => self.opendir(request, reply),
             op::READDIR => self.readdir(request, reply, false),
             op::READDIRPLUS => self.readdir(request, reply, true),
@@ -157,9 +161,12 @@ impl Server {
         reply.u32s([MAJOR, minor, asked.max_readahead, asked.flags & INIT_FLAGS])?;
         reply.u32s([u32::from(BACKGROUND_MAX) | u32::from(CONGESTION) << 16])?;
         let time_granularity_ns = 1;
-        reply.u32s([PAYLOAD_MAX as u32, time_granularity_ns, u32::from(PAGES_MAX)])?;
-        // flags2, max_stack_depth and what is unused.
-        reply.zeros(32)
+        // The guest makes use of it if its device has a window.
+        let pages = u32::from(PAGES_MAX) | MAP_ALIGNMENT_SHIFT << 16;
+        reply.u32s([PAYLOAD_MAX as u32, time_granularity_ns, pages])?;
+        reply.u32s([init::HAS_INODE_DAX])?;
+        // max_stack_depth and what is unused.
+        reply.zeros(28)
     }
 
     /// Forgets what an earlier guest kernel, or an earlier mount, knew.
@@ -203,10 +210,17 @@ impl Server {
     }
 
     /// Counts a lookup of the file that `fd`, an O_PATH descriptor, refers to.
-    pub(crate) fn know(&self, like: &Inode, fd: OwnedFd) -> Result<(Arc<Inode>, Statx), Errno> {
+    /// It has just been made if it has no `name` yet.
+    pub(crate) fn know(
+        &self,
+        like: &Inode,
+        fd: OwnedFd,
+        name: Option<Name<'_>>,
+    ) -> Result<(Arc<Inode>, Statx), Errno> {
         let stat = stat(&fd)?;
         let (share, readonly) = (like.share, like.readonly);
-        Ok((self.inodes.add(Found { share, readonly, fd, stat })?, stat))
+        let code = name.is_some_and(|name| is_code(&stat, name.as_c_str().to_bytes()));
+        Ok((self.inodes.add(Found { share, readonly, fd, stat }, code)?, stat))
     }
 }
 

@@ -159,10 +159,12 @@ fn unknown_and_cut_short_requests_are_answered() {
     let temp = tempfile::tempdir().unwrap();
     let mut client = Client::new(&[("share", temp.path(), false)]);
     client.init();
-    for opcode in [0, 7, 34, 37, 39, 40, 48, 999, u32::MAX] {
+    for opcode in [0, 7, 34, 37, 39, 40, 49, 999, u32::MAX] {
         assert_eq!(client.ask(opcode, 1, &[]).0, ENOSYS, "opcode {opcode}");
     }
-    for opcode in [1, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18, 20, 21, 22, 25, 28, 45, 46, 47, 51, 52] {
+    for opcode in
+        [1, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18, 20, 21, 22, 25, 28, 45, 46, 47, 48, 51, 52]
+    {
         assert_eq!(client.ask(opcode, 2, &[1]).0, EINVAL, "opcode {opcode}");
     }
     // A WRITE that announces more than it brings.

@@ -44,6 +44,38 @@ fn a_copied_tree_is_the_same_on_both_sides() {
     assert!(!mounted.host.join("copy").exists());
 }
 
+/// Programs are files that a guest maps, and those are not written to under their first node ID: the
+/// kernel has to look the name up again, which programs do not notice.
+#[test]
+fn programs_are_written_to_in_every_way() {
+    let mounted = mounted();
+    let ways = [
+        "printf x >> p",
+        "printf x > p",
+        "cp -f /bin/true p",
+        "truncate -s 5 p",
+        "truncate -s 200000 p",
+        "dd if=/bin/true of=p bs=1000 seek=3 count=2 conv=notrunc status=none",
+        "fallocate -l 300000 p",
+        "python3 -c 'import os; os.truncate(\"p\", 7)'",
+        "python3 -c 'f = open(\"p\", \"r+b\"); f.seek(70000); f.write(b\"x\")'",
+    ];
+    for (index, way) in ways.iter().enumerate() {
+        let [host, guest, beside] = [&mounted.host, &mounted.guest, &mounted.outside()]
+            .map(|dir| dir.join(index.to_string()));
+        for dir in [&host, &beside] {
+            fs::create_dir_all(dir).unwrap();
+            sh(dir, "head -c 100000 /bin/sh > p; chmod +x p; ln p q");
+        }
+        // Known and open before it is changed.
+        sh(&guest, &format!("cmp p {}/q; exec 3< p; {way}", beside.display()));
+        sh(&beside, way);
+        for dir in [&guest, &host] {
+            sh(dir, &format!("cmp p {0}/p && cmp q {0}/p", beside.display()));
+        }
+    }
+}
+
 #[test]
 fn many_files() {
     let mounted = mounted();

@@ -19,7 +19,7 @@ use super::{SnapshotError, VmState, file};
 
 const MAGIC: &[u8; 8] = b"BULKSNAP";
 /// Grows with every change of [`VmState`] or of what it means.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 const HEADER_LEN: usize = 24;
 /// What a file server knows, and 4 MiB of which some 12 KiB a vCPU are used.
 const BODY_MAX: usize = bulkhead_fs_server::STATE_MAX + (4 << 20);

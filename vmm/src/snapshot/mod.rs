@@ -54,6 +54,8 @@ pub struct VmState {
     pub memory_mib: u32,
     /// Which pages the memory file holds, if it is the difference from another one.
     pub own_pages: Option<OwnPages>,
+    /// Its DAX window, MiB.
+    pub window_mib: u16,
     /// What its file server knows: for the next one, nothing that the VMM looks into.
     pub files: Vec<u8>,
     /// Its vCPUs, in order.
@@ -146,6 +148,9 @@ impl VmState {
         }
         if self.memory_mib != spec.memory_mib {
             return Err(SnapshotError::Shape("memory"));
+        }
+        if self.window_mib != spec.window_mib() {
+            return Err(SnapshotError::Shape("room to map files"));
         }
         self.own_pages.as_ref().map_or(Ok(()), |own| own.check(self.memory_mib))
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use bulkhead_devices::fs::Window;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::{Gate, Vcpu};
@@ -17,6 +18,16 @@ pub struct Exits {
     pub ending: Ending,
     /// Where vCPUs are held while the VM is paused.
     pub gate: Arc<Gate>,
+    /// Where the guest maps files.
+    pub window: Option<Window>,
+}
+
+impl Exits {
+    /// Whether the guest can go on after KVM has found no memory behind an address: it came upon the
+    /// place of a mapped file that is not there any more, which is zeroes now.
+    fn mend(&self) -> bool {
+        self.window.as_ref().is_some_and(Window::mend)
+    }
 }
 
 /// Runs `vcpu` until the VM ends.
@@ -60,6 +71,7 @@ fn run_until_called(id: u8, vcpu: &mut VcpuFd, exits: &Exits) -> Option<Unexpect
             Ok(other) => Unexpected::Exit { vcpu: id, exit: format!("{other:?}") },
             Err(error) if error.errno() == libc::EINTR => return None,
             Err(error) if error.errno() == libc::EAGAIN => continue,
+            Err(error) if error.errno() == libc::EFAULT && exits.mend() => continue,
             Err(error) => {
                 let source = io::Error::from_raw_os_error(error.errno());
                 Unexpected::Run { vcpu: id, source }

@@ -46,6 +46,7 @@ pub struct Transport {
     driver_features_select: u32,
     driver_features: u64,
     queue_select: u32,
+    shared_memory_select: u32,
     queues: Vec<QueueConfig>,
     active: bool,
     /// A notification came before DRIVER_OK; it is passed on after it.
@@ -75,6 +76,7 @@ impl Transport {
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
+            shared_memory_select: 0,
             active: false,
             notified_early: vec![false; queues.len()],
             failure: None,
@@ -179,6 +181,7 @@ impl Transport {
         self.device_features_select = 0;
         self.driver_features_select = 0;
         self.queue_select = 0;
+        self.shared_memory_select = 0;
         self.notified_early.fill(false);
         self.failure = None;
         for queue in &mut self.queues {

@@ -4,6 +4,7 @@ use virtio_bindings::virtio_mmio::*;
 
 use super::queue_config::QueueConfig;
 use super::{Transport, VERSION_1};
+use crate::virtio::device::SharedMemory;
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -58,8 +59,10 @@ impl Transport {
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.pending(),
             VIRTIO_MMIO_STATUS => self.status.bits(),
             VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
-            // No device has a shared memory region: both its length and its base are -1.
-            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            VIRTIO_MMIO_SHM_LEN_LOW => self.shared_memory().len as u32,
+            VIRTIO_MMIO_SHM_LEN_HIGH => (self.shared_memory().len >> 32) as u32,
+            VIRTIO_MMIO_SHM_BASE_LOW => self.shared_memory().base as u32,
+            VIRTIO_MMIO_SHM_BASE_HIGH => (self.shared_memory().base >> 32) as u32,
             _ => 0,
         }
     }
@@ -73,8 +76,15 @@ impl Transport {
             VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             VIRTIO_MMIO_STATUS => self.write_status(value),
+            VIRTIO_MMIO_SHM_SEL => self.shared_memory_select = value,
             _ => self.write_queue(register, value),
         }
+    }
+
+    /// The selected region. One that is not there has -1 for both length and base.
+    fn shared_memory(&self) -> SharedMemory {
+        let absent = SharedMemory { base: u64::MAX, len: u64::MAX };
+        self.device.shared_memory(self.shared_memory_select).unwrap_or(absent)
     }
 
     fn write_features(&mut self, value: u32) {

@@ -24,6 +24,8 @@ pub struct TransportState {
     pub driver_features: u64,
     /// QueueSel.
     pub queue_select: u32,
+    /// SHMSel.
+    pub shared_memory_select: u32,
     /// InterruptStatus.
     pub interrupt_pending: u32,
     /// ConfigGeneration.
@@ -69,6 +71,7 @@ impl Transport {
             driver_features_select: self.driver_features_select,
             driver_features: self.driver_features,
             queue_select: self.queue_select,
+            shared_memory_select: self.shared_memory_select,
             interrupt_pending: self.interrupt.pending(),
             config_generation: self.interrupt.generation(),
             queues: queues
@@ -106,6 +109,7 @@ impl Transport {
         self.driver_features_select = state.driver_features_select;
         self.driver_features = features;
         self.queue_select = state.queue_select;
+        self.shared_memory_select = state.shared_memory_select;
         let queues = self.queues.iter_mut().zip(&mut self.notified_early).zip(&state.queues);
         for ((queue, early), saved) in queues {
             *queue = QueueConfig { size_max: queue.size_max, ..QueueConfig::from(saved) };
@@ -218,6 +222,7 @@ mod tests {
                 driver_features_select: numbers[2],
                 driver_features,
                 queue_select: numbers[3],
+                shared_memory_select: numbers[3],
                 interrupt_pending: numbers[4],
                 config_generation: numbers[5],
                 queues: vec![QueueState {

@@ -1,4 +1,4 @@
-//! From PVH's 32-bit entry to 64-bit Rust: identity page tables for 4 GiB, SSE, an IDT whose faults
+//! From PVH's 32-bit entry to 64-bit Rust: identity page tables for 5 GiB, SSE, an IDT whose faults
 //! go to a fix-up address, and a second processor.
 
 use core::arch::global_asm;
@@ -17,7 +17,7 @@ global_asm!(
 .balign 4096
 pml4: .skip 4096
 pdpt: .skip 4096
-pd: .skip 16384
+pd: .skip 20480
 .skip 262144
 .skip 65536
 stack_top:
@@ -56,9 +56,11 @@ start32:
     shl eax, 21
     or eax, 0x83
     mov [pd + ecx * 8], eax
-    mov dword ptr [pd + ecx * 8 + 4], 0
+    mov eax, ecx
+    shr eax, 11
+    mov [pd + ecx * 8 + 4], eax
     inc ecx
-    cmp ecx, 2048
+    cmp ecx, 2560
     jne 2b
     mov eax, offset pd
     or eax, 3
@@ -66,7 +68,7 @@ start32:
 3:  mov [pdpt + ecx * 8], eax
     add eax, 4096
     inc ecx
-    cmp ecx, 4
+    cmp ecx, 5
     jne 3b
     mov eax, offset pdpt
     or eax, 3

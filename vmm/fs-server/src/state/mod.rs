@@ -31,7 +31,7 @@ use crate::inodes::Numbers;
 use crate::wire::ROOT_ID;
 
 /// Grows with every change of [`State`] or of what it means.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The longest state, bytes: about 60 for a file of a shallow tree, so that of a million files.
 pub const STATE_MAX: usize = 64 << 20;
@@ -73,6 +73,8 @@ struct SavedInode {
     lookups: u64,
     /// See [`crate::inodes::Inode`].
     cached_ctime: u64,
+    /// The guest maps it.
+    dax: bool,
     identity: Identity,
 }
 

@@ -96,7 +96,7 @@ impl Server {
             return None;
         }
         let found = Found { share, readonly, fd, stat };
-        self.inodes.restore(found, saved.id, saved.lookups, saved.cached_ctime)
+        self.inodes.restore(found, saved.id, saved.lookups, saved.cached_ctime, saved.dax)
     }
 
     fn open_again(&self, handle: &SavedHandle) -> Result<Handle, Errno> {

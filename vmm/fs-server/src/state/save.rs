@@ -17,22 +17,25 @@ impl Server {
     /// way at the same time may be in it or not: whoever saves waits for replies first.
     pub(crate) fn save(&self, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let file = self.options.state.as_ref().ok_or(Errno::NOSYS)?;
-        let bytes = self.state().encode().ok_or(Errno::FBIG)?;
+        let bytes = self.state()?.encode().ok_or(Errno::FBIG)?;
         let written = file.set_len(0).and_then(|()| file.write_all_at(&bytes, 0));
         written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         reply.u64s([bytes.len() as u64])
     }
 
-    pub(super) fn state(&self) -> State {
+    /// The state; ESTALE if the guest maps a file that the next server could not find.
+    pub(super) fn state(&self) -> Result<State, Errno> {
         let shares = self.root.shares();
         let shares: Vec<_> = shares
             .map(|(name, inode)| SavedShare { name: name.to_owned(), id: inode.id })
             .collect();
         let mut tree = Tree::new(self);
         let mut saved: HashSet<u64> = shares.iter().map(|share| share.id).collect();
-        for (inode, lookups) in self.inodes.known() {
-            if tree.add(self, &inode, lookups).is_some() {
+        for (inode, lookups, current) in self.inodes.known() {
+            if current && tree.add(self, &inode, lookups).is_some() {
                 saved.insert(inode.id);
+            } else if inode.is_mapped() {
+                return Err(Errno::STALE);
             }
         }
         let handles = self.handles.list().into_iter().map(|(number, handle)| {
@@ -47,7 +50,7 @@ impl Server {
         let handles = handles.collect();
         let (last_node, last_handle) = (self.inodes.last_id(), self.handles.last_number());
         let numbers = Numbers { last_node, last_handle };
-        State { version: VERSION, numbers, shares, files: tree.files, handles }
+        Ok(State { version: VERSION, numbers, shares, files: tree.files, handles })
     }
 
     /// Where the host's kernel sees a file now. Only what lies in a share that is a mount of its own
@@ -81,9 +84,8 @@ impl Tree {
         }
         let path = server.path(inode)?;
         let below = below(&path, self.roots.get(inode.share)?.as_deref()?)?;
-        let identity = Identity::of(&stat);
-        let cached_ctime = inode.cached_ctime();
-        let known = SavedInode { id: inode.id, lookups, cached_ctime, identity };
+        let (id, dax, cached_ctime) = (inode.id, inode.dax, inode.cached_ctime());
+        let known = SavedInode { id, lookups, cached_ctime, dax, identity: Identity::of(&stat) };
         let mut place = inode.share as u32;
         for name in below.split(|byte| *byte == b'/') {
             place = self.place(place, is_name(name).then_some(name)?);

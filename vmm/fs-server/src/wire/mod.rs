@@ -71,6 +71,7 @@ pub mod op {
     pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
     pub const COPY_FILE_RANGE: u32 = 47;
+    pub const SETUPMAPPING: u32 = 48;
     pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
     pub const STATX: u32 = 52;
@@ -96,9 +97,19 @@ pub mod init {
     pub const PARALLEL_DIROPS: u32 = 1 << 18;
     pub const MAX_PAGES: u32 = 1 << 22;
     pub const CACHE_SYMLINKS: u32 = 1 << 23;
+    pub const MAP_ALIGNMENT: u32 = 1 << 26;
     pub const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
     pub const INIT_EXT: u32 = 1 << 30;
+    /// Of the second word of flags.
+    pub const HAS_INODE_DAX: u32 = 1 << 1;
 }
+
+/// `fuse_attr.flags` (`FUSE_ATTR_DAX`): the file is to be mapped, not read.
+pub const ATTR_DAX: u32 = 1 << 1;
+/// log2 of the alignment of mappings: what Linux's driver maps at once, and a huge page.
+pub const MAP_ALIGNMENT_SHIFT: u32 = 21;
+/// `fuse_setupmapping_in.flags`.
+pub const SETUPMAPPING_WRITE: u64 = 1 << 0;
 
 /// Flags of replies to OPEN and CREATE (`FOPEN_*`).
 pub mod fopen {

@@ -1,5 +1,7 @@
 //! Replies: bytes out.
 
+use std::os::fd::OwnedFd;
+
 use rustix::io::Errno;
 
 /// Length of `struct fuse_out_header`.
@@ -12,13 +14,25 @@ pub const HEADER_LEN_OUT: usize = 16;
 pub struct Reply<'a> {
     buffer: &'a mut [u8],
     len: usize,
+    /// A file to be handed over with it.
+    file: Option<OwnedFd>,
 }
 
 impl<'a> Reply<'a> {
     /// Begins a reply in `buffer`, which must hold a header at least.
     pub fn new(buffer: &'a mut [u8]) -> Self {
         assert!(buffer.len() >= HEADER_LEN_OUT, "a reply's buffer is made once, by the server");
-        Self { buffer, len: HEADER_LEN_OUT }
+        Self { buffer, len: HEADER_LEN_OUT, file: None }
+    }
+
+    /// Hands a file over with the reply.
+    pub fn attach(&mut self, file: OwnedFd) {
+        self.file = Some(file);
+    }
+
+    /// Takes back the file to be handed over.
+    pub fn take_file(&mut self) -> Option<OwnedFd> {
+        self.file.take()
     }
 
     /// Bytes of the body so far.

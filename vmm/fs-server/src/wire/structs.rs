@@ -68,6 +68,8 @@ request_structs! {
     CopyFileRangeIn {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
     }
+    /// `struct fuse_setupmapping_in`.
+    SetupMappingIn { fh: u64, foffset: u64, len: u64, flags: u64, moffset: u64 }
     /// `struct fuse_statx_in`.
     StatxIn { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32 }
 }

@@ -22,28 +22,32 @@ pub struct Client {
 
 impl Client {
     pub fn new(shares: &[(&str, &Path, bool)]) -> Self {
-        Self::start(shares, false, None, || {})
+        Self::with_options(shares, Options::default())
     }
 
     /// A server that restores and saves its state in `state`.
     pub fn with_state(shares: &[(&str, &Path, bool)], state: File) -> Self {
-        Self::start(shares, false, Some(state), || {})
+        Self::with_options(shares, Options { state: Some(state), ..Options::default() })
     }
 
     /// The same of copies of the shares.
     pub fn with_copies(shares: &[(&str, &Path, bool)], state: File) -> Self {
-        Self::start(shares, true, Some(state), || {})
+        Self::start(shares, true, Options { state: Some(state), ..Options::default() }, || {})
+    }
+
+    pub fn with_options(shares: &[(&str, &Path, bool)], options: Options) -> Self {
+        Self::start(shares, false, options, || {})
     }
 
     /// A server whose thread runs `prepare` first.
     pub fn with_thread(shares: &[(&str, &Path, bool)], prepare: fn()) -> Self {
-        Self::start(shares, false, None, prepare)
+        Self::start(shares, false, Options::default(), prepare)
     }
 
     fn start(
         shares: &[(&str, &Path, bool)],
         copied: bool,
-        state: Option<File>,
+        options: Options,
         prepare: fn(),
     ) -> Self {
         let (socket, far) = UnixStream::pair().unwrap();
@@ -57,7 +61,7 @@ impl Client {
             .collect();
         let server = thread::spawn(move || {
             prepare();
-            serve(OwnedFd::from(far), shares, Options { state, ..Options::default() })
+            serve(OwnedFd::from(far), shares, options)
         });
         Self { socket, unique: 0, server }
     }

@@ -68,7 +68,9 @@ fn mounted_with(pump: fn(File, UnixStream) -> Vec<JoinHandle<()>>) -> Mounted {
         share("ro", &host, true),
         share("file", &host.join("single"), false),
     ];
-    let server = thread::spawn(move || serve(OwnedFd::from(far), shares, Options::default()));
+    // No kernel has a window on /dev/fuse, but what a window does to writers shows.
+    let options = Options { window_slots: 32, ..Options::default() };
+    let server = thread::spawn(move || serve(OwnedFd::from(far), shares, options));
     let data = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
         device.as_raw_fd()

@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod floods;
 pub mod fuse;
 pub mod fuse_files;
+pub mod fuse_window;
 pub mod fuse_names;
 pub mod fuse_protocol;
 pub mod queue;
@@ -24,6 +25,7 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         cpu::ATTACKS,
         fuse_protocol::ATTACKS,
         fuse_files::ATTACKS,
+        fuse_window::ATTACKS,
         fuse_names::ATTACKS,
         vsock::ATTACKS,
         floods::ATTACKS,
