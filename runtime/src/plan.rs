@@ -33,6 +33,7 @@ pub fn vm(
         source: facts.rootfs.clone(),
         readonly: request.read_only,
         fd: facts.image.as_ref().map(|image| image.root_fd),
+        idmap: request.idmap.clone(),
         ..Share::default()
     };
     let volumes = request.volumes.iter().zip(&facts.volumes).enumerate();
@@ -40,6 +41,7 @@ pub fn vm(
         name: volume_share(index),
         source: source.clone(),
         readonly: volume.read_only,
+        idmap: request.idmap.clone(),
         ..Share::default()
     });
     VmSpec {
@@ -58,7 +60,6 @@ pub fn vm(
         working_set_fd: None,
         shares: std::iter::once(root).chain(volumes).collect(),
         window_mib: facts.walls.window_mib,
-        idmap: request.idmap,
         nets: Vec::new(),
         net_places: 0,
         limits: limits::or(request.limits, facts.walls.limits),

@@ -231,7 +231,6 @@ mod tests {
             working_set_fd: None,
             shares: Vec::new(),
             window_mib: Some(0),
-            idmap: None,
             nets: Vec::new(),
             net_places: 0,
             limits: Default::default(),

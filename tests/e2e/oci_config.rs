@@ -6,9 +6,10 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use bulkhead_tests::bundle::Bundle;
-use bulkhead_tests::{start, until, wait};
+use bulkhead_tests::{Host, start, until, wait};
 use serde_json::{Value, json};
 
 /// hostname, default: domainname too.
@@ -236,6 +237,35 @@ fn a_user_namespace_maps_the_owners_of_files() {
     assert_eq!(bundle.run().ok(), "0\n 0 100000 65536\n0\nno\n0\nmounted\n");
     let owner = fs::metadata(tmp.join("mine")).expect("made");
     assert_eq!((owner.uid(), owner.gid()), (100_000, 200_000));
+}
+
+/// The same with files whose owners stay: an ID-mapped mount, by the container's mappings and by others.
+#[test]
+fn a_mount_can_have_owners_of_its_own() {
+    let dir = Host::new();
+    // A file system that maps IDs, whatever the lab's own does.
+    let files = dir.path("files");
+    let prepare = "mkdir $0 && mount -t tmpfs mapped $0 && touch $0/roots && chown 7:8 $0";
+    let prepared = Command::new("sh").args(["-c", prepare]).arg(&files).status();
+    assert!(prepared.expect("sh runs").success());
+    let mapping = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 1000}]);
+    let mount = |to: &str, options: Value| json!({"destination": to, "type": "bind", "source": files, "options": options});
+    let mut other = mount("/other", json!(["rbind"]));
+    other["uidMappings"] = mapping(100_040);
+    other["gidMappings"] = mapping(100_050);
+    let script = "cd /same; stat -c %u:%g . roots; touch new; chown 3:4 new; stat -c %u:%g /other /other/new";
+    let said = Bundle::new(script)
+        .with("/linux/uidMappings", mapping(100_000))
+        .with("/linux/gidMappings", mapping(100_000))
+        .with("/linux/namespaces/2", json!({"type": "user"}))
+        .mount(mount("/same", json!(["rbind", "idmap"])))
+        .mount(other)
+        .run();
+    let owner = fs::metadata(files.join("new")).map(|new| (new.uid(), new.gid()));
+    let unmounted = Command::new("umount").arg("-l").arg(&files).status();
+    assert!(unmounted.expect("umount runs").success());
+    assert_eq!(said.ok(), "7:8\n0:0\n47:58\n43:54\n");
+    assert_eq!(owner.expect("made"), (3, 4));
 }
 
 /// A container that takes more than its limit is killed, and that is reported.

@@ -94,8 +94,6 @@ impl FsWorker {
         files: &[u8],
         jail: WorkerJail,
     ) -> Result<(Self, OwnedFd), FsWorkerError> {
-        let ids = spec.idmap.map(|ids| ids.user_namespace()).transpose();
-        let ids = ids.map_err(FsWorkerError::IdMap)?;
         let state = state_file(files).map_err(FsWorkerError::Spawn)?;
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -117,7 +115,7 @@ impl FsWorker {
                 (false, false) => "rw",
                 (false, true) => "copy",
             };
-            let root = open_share(share, ids.as_ref(), jail)?;
+            let root = open_share(share, jail)?;
             arguments.push(format!("{mode}:{}:{}", root.as_raw_fd(), share.name));
             inherited.push(root);
         }
@@ -185,22 +183,19 @@ fn second_end(device: &OwnedFd) -> io::Result<UnixStream> {
 
 /// The share as the worker gets it: in a jail a mount of its own, whose ".." leads nowhere. A flat
 /// one takes such a mount to be without what is mounted below it.
-fn open_share(
-    share: &Share,
-    ids: Option<&OwnedFd>,
-    jail: WorkerJail,
-) -> Result<OwnedFd, FsWorkerError> {
+fn open_share(share: &Share, jail: WorkerJail) -> Result<OwnedFd, FsWorkerError> {
     let path = || share.source.clone();
     let failed = |source| FsWorkerError::Share { name: share.name.clone(), path: path(), source };
     if let Some(fd) = share.fd {
         return take_inherited(fd).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EBADF)));
     }
-    if !jail.is_on() && !share.flat && ids.is_none() {
+    if !jail.is_on() && !share.flat && share.idmap.is_none() {
         let opened = rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
         return opened.map_err(|error| failed(error.into()));
     }
     let tree = Tree::cut_out(&share.source, share.readonly, share.flat).map_err(failed)?;
-    if let Some(ids) = ids {
+    if let Some(ids) = &share.idmap {
+        let ids = ids.user_namespace().map_err(FsWorkerError::IdMap)?;
         let mapped = tree.map_ids(ids.as_fd());
         mapped.map_err(|source| FsWorkerError::Unmapped { path: path(), source })?;
     }

@@ -8,21 +8,47 @@ use std::os::fd::OwnedFd;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde::{Deserialize, Serialize};
 
-/// The guest's users and groups 0 to `count` - 1 own their files on the host as `host` and up. Others
-/// own nothing there: to make a file for one of them fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The most ranges of a map (user_namespaces(7)).
+const RANGES_MAX: usize = 340;
+
+/// Who the guest's users and groups are in the files of a share. Others own nothing there: to make a
+/// file for one of them fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IdMap {
-    /// The host's ID of the guest's root.
-    pub host: u32,
+    /// Users.
+    pub uids: Vec<IdRange>,
+    /// Groups.
+    pub gids: Vec<IdRange>,
+}
+
+/// IDs that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdRange {
+    /// The first of the files'.
+    pub file: u32,
+    /// What that is to the guest's kernel.
+    pub guest: u32,
     /// How many follow it, itself among them.
     pub count: u32,
 }
 
 impl IdMap {
+    /// The guest's users and groups 0 to `count` - 1 own their files as `host` and up.
+    pub fn of_root(host: u32, count: u32) -> Self {
+        let range = vec![IdRange { file: host, guest: 0, count }];
+        Self { uids: range.clone(), gids: range }
+    }
+
     /// Whether there are such IDs: the last one of all means "none" to the kernel.
     pub fn is_possible(&self) -> bool {
-        self.host > 0 && self.count > 0 && self.host.checked_add(self.count).is_some()
+        let ends =
+            |range: &IdRange| [range.file, range.guest].map(|id| id.checked_add(range.count));
+        let possible = |range: &IdRange| range.count > 0 && !ends(range).contains(&None);
+        [&self.uids, &self.gids]
+            .into_iter()
+            .all(|ranges| (1..=RANGES_MAX).contains(&ranges.len()) && ranges.iter().all(possible))
     }
 
     /// A user namespace in which files of the host's IDs are the guest's. Takes root's privileges.
@@ -36,12 +62,16 @@ impl IdMap {
 
     fn describe(&self, child: Pid) -> io::Result<OwnedFd> {
         let proc = |file: &str| format!("/proc/{}/{file}", child.as_raw_nonzero());
-        // What is on disk, what it is to be, how many.
-        let map = format!("{} 0 {}", self.host, self.count);
-        fs::write(proc("uid_map"), &map)?;
-        fs::write(proc("gid_map"), &map)?;
+        fs::write(proc("uid_map"), map(&self.uids))?;
+        fs::write(proc("gid_map"), map(&self.gids))?;
         Ok(File::open(proc("ns/user"))?.into())
     }
+}
+
+/// Lines of what is on disk, what it is to be, how many.
+fn map(ranges: &[IdRange]) -> String {
+    let line = |range: &IdRange| format!("{} {} {}\n", range.file, range.guest, range.count);
+    ranges.iter().map(line).collect()
 }
 
 /// A process that is in a user namespace of its own and does nothing else, until it is killed.
@@ -72,9 +102,13 @@ mod tests {
 
     #[test]
     fn ids_that_are_none_are_known() {
-        let possible = |host, count| IdMap { host, count }.is_possible();
+        let possible = |host, count| IdMap::of_root(host, count).is_possible();
         assert!(possible(1, 1) && possible(100_000, 65_536) && possible(u32::MAX - 5, 5));
-        assert!(!possible(0, 10) && !possible(5, 0) && !possible(u32::MAX - 5, 6));
+        assert!(!possible(5, 0) && !possible(u32::MAX - 5, 6));
+        let many = vec![IdRange { file: 1, guest: 2, count: 3 }; RANGES_MAX + 1];
+        assert_eq!(map(&many[..2]), "1 2 3\n1 2 3\n");
+        assert!(!IdMap { uids: many, ..IdMap::of_root(1, 1) }.is_possible());
+        assert!(!IdMap { gids: Vec::new(), ..IdMap::of_root(1, 1) }.is_possible());
     }
 
     #[test]
@@ -82,7 +116,7 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let namespace = IdMap { host: 100_000, count: 10 }.user_namespace().unwrap();
+        let namespace = IdMap::of_root(100_000, 10).user_namespace().unwrap();
         let own = fs::metadata("/proc/self/ns/user").unwrap();
         use std::os::unix::fs::MetadataExt;
         assert_ne!(File::from(namespace).metadata().unwrap().ino(), own.ino());

@@ -11,7 +11,7 @@ pub use bulkhead_devices::vsock::caps::{self, Caps};
 pub use bulkhead_fs_server::limits::OPEN_FILES;
 use serde::{Deserialize, Serialize};
 
-pub use crate::idmap::IdMap;
+pub use crate::idmap::{IdMap, IdRange};
 
 /// Everything a VM is. The default is no VM, only a start for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,9 +48,6 @@ pub struct VmSpec {
     /// [`WINDOW_MIB`] if not given.
     #[serde(default)]
     pub window_mib: Option<u16>,
-    /// Who owns the shares' files on the host; the same IDs as in the guest if not given.
-    #[serde(default)]
-    pub idmap: Option<IdMap>,
     /// Network interfaces; the guest calls them eth0, eth1, ... in this order.
     #[serde(default)]
     pub nets: Vec<NetSpec>,
@@ -133,6 +130,9 @@ pub struct Share {
     /// Leaves out what is mounted below it: its own file system alone.
     #[serde(default)]
     pub flat: bool,
+    /// Who owns its files; the same IDs as in the guest if not given.
+    #[serde(default)]
+    pub idmap: Option<IdMap>,
     /// Of a VM that is restored: a copy that was made when it was saved.
     #[serde(default)]
     pub copied: bool,
@@ -387,8 +387,8 @@ impl VmSpec {
                 return Err(SpecError::ShareName(name.to_owned()));
             }
         }
-        let by_fd = self.shares.iter().any(|share| share.fd.is_some());
-        if self.idmap.is_some_and(|ids| !ids.is_possible() || by_fd) {
+        let mapped = self.shares.iter().filter_map(|share| Some((share.fd, share.idmap.as_ref()?)));
+        if mapped.into_iter().any(|(fd, ids)| fd.is_some() || !ids.is_possible()) {
             return Err(SpecError::IdMap);
         }
         self.check_nets()

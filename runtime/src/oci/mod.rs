@@ -18,7 +18,7 @@
 //! | mounts: /dev/shm bound from a tmpfs | a tmpfs of that size in the guest: memory is shared within a kernel |
 //! | mounts: proc, sysfs, tmpfs, devpts, mqueue, others | by the guest's kernel, with their options; tmpcopyup |
 //! | mounts: cgroup, cgroup2 | version 2, whatever the host has |
-//! | mounts: idmap, uidMappings, gidMappings | refused: file owners are the host's |
+//! | mounts: idmap, ridmap, uidMappings, gidMappings | of directories and files of the host, by an ID-mapped mount for the fs worker, as root; by the container's mappings if none are given, always for all that is below; refused for other mounts |
 //! | mounts: destinations | resolved inside the root, by the guest's kernel; made if missing, as runc does, by the guest, or on the host if the root is read-only |
 //! | process.args, env, cwd, user (uid, gid, umask, additionalGids), terminal, consoleSize, rlimits, capabilities, noNewPrivileges, oomScoreAdj, ioPriority, scheduler | in the guest |
 //! | process.apparmorProfile, selinuxLabel, linux.mountLabel | no: the guest's kernel has no such module; labels of the host's files are the host's |

@@ -203,7 +203,8 @@ fn user(text: &str) -> Result<String, RequestError> {
 fn idmap(text: &str) -> Result<IdMap, RequestError> {
     let (host, count) = text.split_once(':').unwrap_or((text, IDS));
     let number = |text: &str| text.parse::<u32>().ok();
-    let ids = number(host).zip(number(count)).map(|(host, count)| IdMap { host, count });
+    let host = number(host).filter(|host| *host > 0);
+    let ids = host.zip(number(count)).map(|(host, count)| IdMap::of_root(host, count));
     ids.filter(IdMap::is_possible).ok_or_else(|| RequestError::IdMap(text.to_owned()))
 }
 
@@ -262,8 +263,8 @@ mod tests {
     #[test]
     fn ids_are_of_a_directory_s_files_alone() {
         let ids = |text| request(&["--idmap", text]).unwrap().idmap;
-        assert_eq!(ids("100000"), Some(IdMap { host: 100_000, count: 65_536 }));
-        assert_eq!(ids("5:1"), Some(IdMap { host: 5, count: 1 }));
+        assert_eq!(ids("100000"), Some(IdMap::of_root(100_000, 65_536)));
+        assert_eq!(ids("5:1"), Some(IdMap::of_root(5, 1)));
         let typed = ["bulkhead", "run", "--idmap=9", "busybox"];
         let Command::Run(run) = Args::try_parse_from(typed).unwrap().command else {
             panic!("not run")

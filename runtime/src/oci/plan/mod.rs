@@ -52,8 +52,11 @@ pub enum PlanError {
     /// The clock of another time namespace.
     #[error("linux.timeOffsets is not supported; the container has its kernel's clocks")]
     TimeOffsets,
-    /// A mount with IDs of its own.
-    #[error("mounts: {destination} asks for mapped IDs, which is not supported")]
+    /// A mount with IDs of its own that it cannot have.
+    #[error(
+        "mounts: {destination} asks for mapped IDs: give uidMappings and gidMappings, or a user \
+         namespace whose are taken, and a directory or file of the host, for others map none"
+    )]
     IdMappedMount {
         /// In the container.
         destination: String,

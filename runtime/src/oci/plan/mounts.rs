@@ -1,8 +1,8 @@
 //! Mounts: shares for the host, mounts for the guest.
 
-use bulkhead_protocol::rpc::agent::Mount;
-use bulkhead_vmm::spec::Share;
-use oci_spec::runtime::Mount as Asked;
+use bulkhead_protocol::rpc::agent::{IdMapping, Mount};
+use bulkhead_vmm::spec::{IdMap, IdRange, Share};
+use oci_spec::runtime::{LinuxIdMapping, Mount as Asked};
 
 use super::PlanError;
 use super::ids::Ids;
@@ -14,16 +14,21 @@ const TTY: u32 = 5;
 
 /// The shares that the bundle's mounts need, besides the root.
 pub fn shares(bundle: &Bundle) -> impl Iterator<Item = Share> {
-    bundle.sources.iter().enumerate().zip(asked(bundle)).filter_map(|((index, source), mount)| {
-        let Source::Host { path, kind, recursive } = source else { return None };
-        Some(Share {
-            name: share(index),
-            source: path.clone(),
-            readonly: is_readonly(mount),
-            flat: !recursive && *kind == Kind::Directory,
-            ..Share::default()
-        })
-    })
+    // What is wrong with them, `mounts` says.
+    let ids = Ids::of(bundle.spec.linux().as_ref()).unwrap_or_default();
+    bundle.sources.iter().enumerate().zip(asked(bundle)).filter_map(
+        move |((index, source), mount)| {
+            let Source::Host { path, kind, recursive } = source else { return None };
+            Some(Share {
+                name: share(index),
+                source: path.clone(),
+                readonly: is_readonly(mount),
+                flat: !recursive && *kind == Kind::Directory,
+                idmap: is_mapped(mount).then(|| idmap(mount, &ids)),
+                ..Share::default()
+            })
+        },
+    )
 }
 
 /// The mounts as the agent makes them, in the bundle's order.
@@ -52,11 +57,11 @@ fn is_readonly(mount: &Asked) -> bool {
 
 fn mount(index: usize, source: &Source, asked: &Asked, ids: &Ids) -> Result<Mount, PlanError> {
     let destination = destination(asked);
-    let mapped = asked.uid_mappings().is_some() || asked.gid_mappings().is_some();
-    if mapped || options(asked).any(|option| matches!(option, "idmap" | "ridmap")) {
+    let of_host = matches!(source, Source::Host { kind: Kind::Directory | Kind::File, .. });
+    if is_mapped(asked) && !(of_host && idmap(asked, ids).is_possible()) {
         return Err(PlanError::IdMappedMount { destination });
     }
-    let words = || options(asked).map(str::to_owned);
+    let words = || options(asked).filter(|word| !is_idmap(word)).map(str::to_owned);
     let (type_, source, options) = match source {
         Source::Host { .. } => (SHARE.to_owned(), share(index), words().collect()),
         Source::SharedMemory { bytes } => {
@@ -71,6 +76,43 @@ fn mount(index: usize, source: &Source, asked: &Asked, ids: &Ids) -> Result<Moun
         }
     };
     Ok(Mount { destination, type_, source, options, ..Default::default() })
+}
+
+fn is_idmap(option: &str) -> bool {
+    matches!(option, "idmap" | "ridmap")
+}
+
+fn has_mappings(mount: &Asked) -> bool {
+    mount.uid_mappings().is_some() || mount.gid_mappings().is_some()
+}
+
+fn is_mapped(mount: &Asked) -> bool {
+    has_mappings(mount) || options(mount).any(is_idmap)
+}
+
+/// Who owns a mount's files: by its own mappings, else by the container's. IDs "of the container" are
+/// the files' here, those "of the host" the guest's kernel's.
+fn idmap(mount: &Asked, container: &Ids) -> IdMap {
+    let own = |given: &Option<Vec<LinuxIdMapping>>| {
+        let range = |asked: &LinuxIdMapping| IdRange {
+            file: asked.container_id(),
+            guest: asked.host_id(),
+            count: asked.size(),
+        };
+        given.iter().flatten().map(range).collect()
+    };
+    let of_container = |ids: &[IdMapping]| {
+        let range = |ids: &IdMapping| IdRange {
+            file: ids.container_id,
+            guest: ids.kernel_id,
+            count: ids.size,
+        };
+        ids.iter().map(range).collect()
+    };
+    match has_mappings(mount) {
+        true => IdMap { uids: own(mount.uid_mappings()), gids: own(mount.gid_mappings()) },
+        false => IdMap { uids: of_container(&container.uids), gids: of_container(&container.gids) },
+    }
 }
 
 /// A file system of the guest's kernel.

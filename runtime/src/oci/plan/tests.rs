@@ -1,3 +1,4 @@
+use bulkhead_vmm::spec::IdMap;
 use serde_json::json;
 
 use super::*;
@@ -156,6 +157,33 @@ fn what_a_kernel_of_its_own_cannot_join_is_refused() {
     assert!(refused(&|c| c["mounts"] = json!([{"destination": "/x"}])).contains("no type"));
     let device = json!([{"path": "/dev/x", "type": "c", "major": -1, "minor": 0}]);
     assert!(refused(&|c| c["linux"]["devices"] = device.clone()).contains("/dev/x"));
+}
+
+#[test]
+fn owners_of_a_mount_are_its_own_mapping_s_or_the_container_s() {
+    let mapping = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 10}]);
+    let of = |mount: serde_json::Value| {
+        let bundle = bundle(|c| {
+            c["linux"]["namespaces"] = json!([{"type": "user"}]);
+            c["linux"]["uidMappings"] = mapping(100);
+            c["linux"]["gidMappings"] = mapping(200);
+            c["mounts"] = json!([mount]);
+        });
+        let planned = container(&bundle, "id", 0).map(|spec| spec.mounts[0].options.clone());
+        (planned, vm(&bundle, &host(), "id", "/v".into()).shares.pop().unwrap().idmap)
+    };
+    let mut mount =
+        json!({"destination": "/x", "type": "bind", "source": "/", "options": ["rbind", "idmap"]});
+    let (options, ids) = of(mount.clone());
+    assert_eq!(options, Ok(vec!["rbind".to_owned()]));
+    let guest = |ids: Option<IdMap>| ids.map(|ids| (ids.uids[0].guest, ids.gids[0].guest));
+    assert_eq!(guest(ids), Some((100, 200)));
+    mount["uidMappings"] = mapping(5);
+    assert!(of(mount.clone()).0.is_err(), "groups are missing");
+    mount["gidMappings"] = mapping(6);
+    assert_eq!(guest(of(mount).1), Some((5, 6)));
+    let plain = json!({"destination": "/x", "type": "bind", "source": "/", "options": ["rbind"]});
+    assert_eq!(of(plain).1, None);
 }
 
 #[test]
