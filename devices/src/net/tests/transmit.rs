@@ -77,6 +77,41 @@ fn a_batch_ends_with_one_interrupt_a_turn_and_is_never_forgotten() {
     assert!(wire.driver.interrupts.count() <= 200usize.div_ceil(FRAMES_MAX) + 1);
 }
 
+/// EVENT_IDX on both sides: no notification while the device has something to do or must wait anyway,
+/// no interrupt that the driver does not ask for.
+#[test]
+fn a_device_is_notified_once_until_it_has_run_out_of_frames() {
+    let mut wire = Wire::new();
+    for round in 0..3 {
+        for number in 0..10 {
+            wire.driver.queue(TX).post(&[&frame(number, 60)], &[]);
+            assert_eq!(wire.driver.queue(TX).wants_kick(), number == 0, "round {round}");
+        }
+        let before = wire.driver.interrupts.count();
+        wire.driver.transport.lock().unwrap().queue_notifiers()[TX].write(1).unwrap();
+        wire.driver.run();
+        assert_eq!(wire.used(TX).len(), 10);
+        assert_eq!(wire.driver.interrupts.count(), before + 1);
+        // Another look at an empty queue interrupts nobody.
+        wire.driver.transport.lock().unwrap().queue_notifiers()[TX].write(1).unwrap();
+        wire.driver.run();
+        assert_eq!(wire.driver.interrupts.count(), before + 1);
+    }
+    let number = |value| NonZeroU64::new(value).unwrap();
+    let rate = Rate { per_second: number(1), burst: number(3) };
+    let tx_limits = RateLimits { operations: Some(rate), ..RateLimits::default() };
+    let mut wire = Wire::with(u64::MAX, NetConfig { tx_limits, ..NetConfig::default() });
+    for number in 0..50 {
+        wire.driver.queue(TX).post(&[&frame(number, 60)], &[]);
+        let wanted = wire.driver.queue(TX).wants_kick();
+        assert!(number <= 3 || !wanted, "frame {number} has to wait anyway");
+        if wanted {
+            wire.driver.transport.lock().unwrap().queue_notifiers()[TX].write(1).unwrap();
+        }
+        wire.driver.run();
+    }
+}
+
 #[test]
 fn limits_hold_frames_back_and_let_them_go() {
     let number = |value| NonZeroU64::new(value).unwrap();
