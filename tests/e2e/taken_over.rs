@@ -10,7 +10,9 @@ use crate::jail::Waiting;
 
 const AF_UNIX: u64 = libc::AF_UNIX as u64;
 const AF_INET: u64 = libc::AF_INET as u64;
+const AF_NETLINK: u64 = libc::AF_NETLINK as u64;
 const STREAM: u64 = libc::SOCK_STREAM as u64;
+const RAW: u64 = libc::SOCK_RAW as u64;
 const KILLED: Outcome = Outcome::Killed(libc::SIGSYS);
 
 /// The thread of `pid` that is called `name`.
@@ -35,17 +37,23 @@ fn own_number(tid: u32) -> i64 {
 }
 
 #[test]
-fn the_kernel_ends_who_asks_for_what_no_policy_allows() {
-    let own = u64::from(std::process::id());
+fn who_was_taken_over_cannot_signal_siblings_open_a_network_socket_or_execute() {
+    let sibling = Waiting::start(&[]);
+    let neighbour = u64::from(sibling.vmm);
+    let term = libc::SIGTERM as u64;
     type Of = fn(&Waiting) -> u32;
     let (event_loop, vcpu, worker): (Of, Of, Of) =
         (|w| w.vmm, |w| thread(w.vmm, "vcpu0"), |w| w.worker);
     for (of, number, args) in [
+        // No network socket of any family.
         (event_loop, libc::SYS_socket, [AF_INET, STREAM, 0]),
-        (event_loop, libc::SYS_kill, [own, 0, 0]),
-        (event_loop, libc::SYS_tgkill, [own, own, 0]),
+        (event_loop, libc::SYS_socket, [AF_NETLINK, RAW, 0]),
         (vcpu, libc::SYS_socket, [AF_UNIX, STREAM, 0]),
-        (worker, libc::SYS_socket, [AF_UNIX, STREAM, 0]),
+        (worker, libc::SYS_socket, [AF_INET, STREAM, 0]),
+        // No signal to a sibling, another container's monitor.
+        (event_loop, libc::SYS_kill, [neighbour, term, 0]),
+        (event_loop, libc::SYS_tgkill, [neighbour, neighbour, term]),
+        (worker, libc::SYS_kill, [neighbour, term, 0]),
         (worker, libc::SYS_execve, [0, 0, 0]),
     ] {
         let waiting = Waiting::start(&[]);
@@ -56,6 +64,7 @@ fn the_kernel_ends_who_asks_for_what_no_policy_allows() {
         assert_eq!(outcome, KILLED, "system call {number} {args:?}");
         waiting.fails();
     }
+    sibling.end();
 }
 
 #[test]

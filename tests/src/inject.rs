@@ -2,6 +2,7 @@
 //! thread of it by ptrace(2).
 
 use std::io;
+use std::time::Duration;
 
 use libc::{c_long, c_void, pid_t, user_regs_struct};
 
@@ -23,13 +24,9 @@ pub fn inject(tid: u32, number: c_long, args: [u64; 3]) -> io::Result<Outcome> {
     let tid = tid as pid_t;
     let options = libc::PTRACE_O_TRACESYSGOOD as usize;
     request(libc::PTRACE_SEIZE, tid, 0, options)?;
-    request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
-    wait(tid)?;
-    let before = registers(tid)?;
+    let before = waiting(tid)?;
     // Where it waits is behind the instruction that it waits in.
     let instruction = before.rip - 2;
-    let text = request(libc::PTRACE_PEEKTEXT, tid, instruction as usize, 0)?;
-    assert_eq!(text & 0xffff, SYSCALL, "the thread waits in a system call");
     let [rdi, rsi, rdx] = args;
     let rax = number as u64;
     // Without `orig_rax` the kernel restarts nothing.
@@ -53,6 +50,22 @@ pub fn inject(tid: u32, number: c_long, args: [u64; 3]) -> io::Result<Outcome> {
     set_registers(tid, &before)?;
     request(libc::PTRACE_DETACH, tid, 0, 0)?;
     Ok(Outcome::Returned(returned))
+}
+
+/// Stops the thread in a system call and returns its registers. It may be met at work.
+fn waiting(tid: pid_t) -> io::Result<user_regs_struct> {
+    for _ in 0..500 {
+        request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+        wait(tid)?;
+        let registers = registers(tid)?;
+        let text = request(libc::PTRACE_PEEKTEXT, tid, registers.rip as usize - 2, 0)?;
+        if text & 0xffff == SYSCALL {
+            return Ok(registers);
+        }
+        request(libc::PTRACE_CONT, tid, 0, 0)?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// Whether a filter's signal is on its way.
