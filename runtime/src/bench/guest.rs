@@ -78,6 +78,9 @@ fn elf(code: &[u8]) -> Vec<u8> {
     file
 }
 
+/// What makes the kernel's log show the greeting, all of them, and nothing before it.
+const LOG_AS_IS: [&str; 2] = ["printk.time=0", "printk.devkmsg=on"];
+
 /// What every VM gets.
 pub struct Guest {
     /// bulkhead's kernel.
@@ -109,6 +112,7 @@ pub fn monitor(args: &BenchArgs, scratch: &Scratch) -> Result<Side, BenchError> 
         memory_mib: mib(args).parse().unwrap_or(128),
         kernel,
         init,
+        cmdline: LOG_AS_IS.map(str::to_owned).into(),
         cid: CID,
         vsock: socket.clone(),
         console: true,
