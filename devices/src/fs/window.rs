@@ -44,9 +44,7 @@ impl Window {
     pub fn new(base: u64, slots: usize) -> io::Result<Self> {
         let start = reserve(slots)?;
         let slots = Slots { start, base, slots: vec![None; slots] };
-        for index in 0..slots.slots.len() {
-            slots.map_zeroes(index * SLOT_LEN as usize, SLOT_LEN as usize)?;
-        }
+        slots.map_zeroes(0, slots.slots.len() * SLOT_LEN as usize)?;
         Ok(Self(Arc::new(Mutex::new(slots))))
     }
 

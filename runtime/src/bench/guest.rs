@@ -79,7 +79,7 @@ fn elf(code: &[u8]) -> Vec<u8> {
 }
 
 /// What makes the kernel's log show the greeting, all of them, and nothing before it.
-const LOG_AS_IS: [&str; 2] = ["printk.time=0", "printk.devkmsg=on"];
+const LOG_AS_IS: [&str; 3] = ["quiet", "printk.time=0", "printk.devkmsg=on"];
 
 /// What every VM gets.
 pub struct Guest {
