@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -131,11 +131,12 @@ fn say_hello(vmm: &mut Child, dir: &VmDir) -> Result<(), TrialError> {
 /// The pages of the private mappings of `memory` in a process that are there, and those that are no
 /// longer the file's.
 fn pages_of(process: u32, memory: &File) -> io::Result<WorkingSet> {
-    let inode = memory.metadata()?.ino();
+    // The number alone may be another file's, of another file system.
+    let (inode, path) = (memory.metadata()?.ino(), proc_path(memory)?);
     let pagemap = File::open(format!("/proc/{process}/pagemap"))?;
     let (mut used, mut written) = (Vec::new(), Vec::new());
     for line in fs::read_to_string(format!("/proc/{process}/maps"))?.lines() {
-        let Some((start, end, offset)) = mapping_of(line, inode) else { continue };
+        let Some((start, end, offset)) = mapping_of(line, inode, name_of(&path)) else { continue };
         let mut entries = vec![0; ((end - start) / PAGE) as usize * size_of::<u64>()];
         pagemap.read_exact_at(&mut entries, start / PAGE * size_of::<u64>() as u64)?;
         let (entries, _) = entries.as_chunks::<8>();
@@ -149,21 +150,33 @@ fn pages_of(process: u32, memory: &File) -> io::Result<WorkingSet> {
             }
         }
     }
-    // Mappings come in the order of their addresses.
-    used.sort_unstable();
-    written.sort_unstable();
+    // Mappings come in the order of their addresses, and may overlap.
+    for pages in [&mut used, &mut written] {
+        pages.sort_unstable();
+        pages.dedup();
+    }
     Ok(WorkingSet::of_pages(used, written))
 }
 
+/// An open file's path, as the kernel writes it.
+fn proc_path(file: &File) -> io::Result<String> {
+    let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    Ok(link.to_string_lossy().into_owned())
+}
+
+fn name_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
 /// Start, end and offset of the mapping that a line of maps (proc_pid_maps(5)) describes, if it is one
-/// of the file with this inode number.
-fn mapping_of(line: &str, inode: u64) -> Option<(u64, u64, u64)> {
+/// of the file with this inode number and name. (Its directories are other words in another mount namespace.)
+fn mapping_of(line: &str, inode: u64, name: &str) -> Option<(u64, u64, u64)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let hex = |text| u64::from_str_radix(text, 16).ok();
     let offset = hex(fields.nth(1)?)?;
     // Behind the device.
-    let found = fields.nth(1)?.parse() == Ok(inode);
+    let found = fields.nth(1)?.parse() == Ok(inode) && name_of(line) == name;
     found.then_some((hex(start)?, hex(end)?, offset))
 }
 
@@ -191,6 +204,8 @@ mod tests {
         }
         // SAFETY: within a mapping of its own, to which no neighbours can come.
         assert_eq!(unsafe { map(5, 1).read_volatile() }, 0);
+        // SAFETY: the same; that page is there twice now.
+        assert_eq!(unsafe { map(2, 1).read_volatile() }, 0);
         let set = pages_of(std::process::id(), &file).unwrap();
         assert_eq!(set, WorkingSet::of_pages([2, 3, 5, 6], [2, 3, 6]));
     }
@@ -198,9 +213,11 @@ mod tests {
     #[test]
     fn lines_of_other_files_are_passed_over() {
         let line = "7f00000000-7f00002000 rw-p 00003000 00:14 26    /t/memory";
-        assert_eq!(mapping_of(line, 26), Some((0x7f_0000_0000, 0x7f_0000_2000, 0x3000)));
-        assert_eq!(mapping_of(line, 27), None);
-        assert_eq!(mapping_of("ffffff-ff rw", 26), None);
-        assert_eq!(mapping_of("", 26), None);
+        let found = Some((0x7f_0000_0000, 0x7f_0000_2000, 0x3000));
+        assert_eq!(mapping_of(line, 26, "memory"), found);
+        assert_eq!(mapping_of(line, 27, "memory"), None);
+        assert_eq!(mapping_of(line, 26, "bulkhead-vmm"), None);
+        assert_eq!(mapping_of("ffffff-ff rw", 26, "memory"), None);
+        assert_eq!(mapping_of("", 26, ""), None);
     }
 }
