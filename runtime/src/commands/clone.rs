@@ -6,11 +6,11 @@ use bulkhead_image::store::{Container as ImageRoot, Store};
 use bulkhead_vmm::control::Then;
 use bulkhead_vmm::spec::VmSpec;
 
-use super::oci::{self, OciError, write_pid_file};
+use super::oci::{self, OciError};
 use super::run_bundle;
 use crate::args::oci::{BundleArgs, CloneArgs, Global};
 use crate::oci::checkpoint;
-use crate::oci::container::{Container, ContainerError};
+use crate::oci::container::Container;
 use crate::oci::create::{Origin, Wanted};
 use crate::oci::fork::Fork;
 use crate::oci::id::ContainerId;
@@ -35,15 +35,8 @@ pub fn run(args: &CloneArgs, root: &Root, global: &Global, log: &Log) -> Result<
         let network = network.flatten();
         let (record, network) = (&container.record, network.as_deref());
         let fork = Fork { record, process: &process, files: &files, image, network };
-        let mut vmm = fork.start(&id, root)?;
-        if let Some(file) = &args.bundle.pid_file
-            && let Err(error) = write_pid_file(file, vmm.process.pid)
-        {
-            vmm.kill();
-            root.remove(id.as_str()).map_err(ContainerError::from)?;
-            return Err(error);
-        }
-        vmm.let_go();
+        let vmm = fork.start(&id, root)?;
+        oci::leave_behind(vmm, args.bundle.pid_file.as_deref(), &id, root)?;
         return Ok(0);
     }
     checkpoint::save(&container, &mut files, Then::GoOn)?;

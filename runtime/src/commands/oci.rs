@@ -15,6 +15,7 @@ use crate::oci::cgroup::CgroupError;
 use crate::oci::console::ConsoleError;
 use crate::oci::container::{Container, ContainerError};
 use crate::oci::create::CreateError;
+use crate::oci::detached::Detached;
 use crate::oci::exec::ExecError;
 use crate::oci::id::{ContainerId, IdError};
 use crate::oci::plan::PlanError;
@@ -180,6 +181,25 @@ impl From<CreateError> for OciError {
 /// Finds a container by what was typed.
 pub fn open(root: &Root, id: &str) -> Result<Container, OciError> {
     Ok(Container::open(root, &ContainerId::try_from(id)?)?)
+}
+
+/// Lets a container that is there live on by itself, once its process ID is written down for its engine;
+/// removes it if that cannot be.
+pub fn leave_behind(
+    mut vmm: Detached,
+    pid_file: Option<&Path>,
+    id: &ContainerId,
+    root: &Root,
+) -> Result<(), OciError> {
+    if let Some(file) = pid_file
+        && let Err(error) = write_pid_file(file, vmm.process.pid)
+    {
+        vmm.kill();
+        root.remove(id.as_str()).map_err(ContainerError::from)?;
+        return Err(error);
+    }
+    vmm.let_go();
+    Ok(())
 }
 
 /// Writes a process ID for whoever waits for the file: all of it, or nothing yet.

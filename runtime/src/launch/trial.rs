@@ -15,6 +15,7 @@ use bulkhead_protocol::rpc::agent::{
     ContainerSpec, CreateContainerRequest, CreateContainerResponse, Process,
 };
 use bulkhead_vmm::snapshot::WorkingSet;
+use bulkhead_vmm::snapshot::pagemap::{OF_FILE, PRESENT};
 use bulkhead_vmm::spec::{Share, VmSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -31,10 +32,6 @@ const STEP_MAX: Duration = Duration::from_secs(60);
 const ROOT_SHARE: &str = "rootfs";
 /// The agent's program in the container.
 const PROGRAM: &str = "trial";
-/// Bits of an entry of pagemap (the kernel's admin-guide/mm/pagemap.rst): the page is there; it is the
-/// file's.
-const PRESENT: u64 = 1 << 63;
-const OF_FILE: u64 = 1 << 61;
 const PAGE: u64 = 4096;
 
 /// Why nothing is known of a template's clones.

@@ -12,14 +12,9 @@ use std::path::Path;
 use bulkhead_fs_server::ServeError;
 use proptest::prelude::*;
 use rustix::fs::{CWD, Mode};
-use support::client::{Client, INIT, LOOKUP, message};
-
-const WRITE: u32 = 16;
-const SYNCFS: u32 = 50;
-const FALLOCATE: u32 = 43;
-const ENOSYS: i32 = -38;
-const ENOENT: i32 = -2;
-const EINVAL: i32 = -22;
+use support::client::{
+    Client, EINVAL, ENOENT, ENOSYS, FALLOCATE, INIT, LOOKUP, SYNCFS, WRITE, message,
+};
 
 /// Every file below `dir`: type and mode, size, times, and owner.
 fn snapshot(dir: &Path) -> BTreeMap<String, [i64; 6]> {

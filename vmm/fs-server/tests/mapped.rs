@@ -11,16 +11,10 @@ use std::path::Path;
 use bulkhead_fs_server::{Options, save};
 use rustix::fs::{Mode, OFlags, fcntl_getfl};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use support::client::{Client, LOOKUP};
+use support::client::{
+    CREATE, Client, EISDIR, EROFS, ESTALE, FORGET, LOOKUP, OPEN, SETATTR, SETUPMAPPING,
+};
 
-const FORGET: u32 = 2;
-const SETATTR: u32 = 4;
-const OPEN: u32 = 14;
-const CREATE: u32 = 35;
-const SETUPMAPPING: u32 = 48;
-const ESTALE: i32 = -116;
-const EROFS: i32 = -30;
-const EISDIR: i32 = -21;
 const DAX: u32 = 2;
 /// FATTR_SIZE.
 const SIZE: u64 = 1 << 3;

@@ -10,25 +10,10 @@ use std::path::Path;
 
 use bulkhead_fs_server::{ServeError, save};
 use proptest::prelude::*;
-use support::client::{Client, LOOKUP};
-
-const FORGET: u32 = 2;
-const GETATTR: u32 = 3;
-const MKDIR: u32 = 9;
-const UNLINK: u32 = 10;
-const RMDIR: u32 = 11;
-const RENAME: u32 = 12;
-const OPEN: u32 = 14;
-const READ: u32 = 15;
-const WRITE: u32 = 16;
-const RELEASE: u32 = 18;
-const OPENDIR: u32 = 27;
-const READDIR: u32 = 28;
-const CREATE: u32 = 35;
-const TMPFILE: u32 = 51;
-const ESTALE: i32 = -116;
-const EBADF: i32 = -9;
-const EIO: i32 = -5;
+use support::client::{
+    CREATE, Client, EBADF, EIO, ESTALE, FORGET, GETATTR, LOOKUP, MKDIR, OPEN, OPENDIR, READ,
+    READDIR, RELEASE, RENAME, RMDIR, TMPFILE, UNLINK, WRITE,
+};
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())

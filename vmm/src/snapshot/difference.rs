@@ -14,15 +14,12 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::memory::write_pages;
+use super::pagemap::{OF_FILE, PRESENT, SWAPPED};
 use super::runs::{PAGE, Run, end, parts, runs};
 use super::{SnapshotError, file};
 
 /// More runs of pages are not worth it: each is a mapping, of which a process has 65530.
 const RUNS_MAX: usize = 16 << 10;
-/// Bits of an entry of pagemap: the page is in memory, in swap space; it is the file's.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-const OF_FILE: u64 = 1 << 61;
 /// Entries looked at together.
 const ENTRIES: usize = 64 << 10;
 /// Bytes written together.

@@ -20,6 +20,7 @@ mod cpu;
 mod difference;
 mod file;
 mod memory;
+pub mod pagemap;
 mod runs;
 mod shared;
 mod trial;

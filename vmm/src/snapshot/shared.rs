@@ -10,12 +10,11 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::WorkingSet;
+use super::pagemap::PRESENT;
+use super::runs::PAGE;
 
 /// Bytes of a huge page.
 pub(super) const HUGE_PAGE: u64 = 2 << 20;
-const PAGE: u64 = 4096;
-/// Bit of an entry of pagemap (the kernel's admin-guide/mm/pagemap.rst): the page is there.
-const PRESENT: u64 = 1 << 63;
 
 /// Has the kernel make a huge page, in its page cache, of each block of the memory file `memory` that
 /// clones use but do not write to. Advice alone: kernels before Linux 6.1 cannot; others can for a tmpfs,

@@ -11,8 +11,35 @@ use std::time::Duration;
 use bulkhead_fs_server::{Options, ServeError, ShareRoot, serve};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+// Opcodes of linux/fuse.h, and errors as replies have them.
 pub const LOOKUP: u32 = 1;
+pub const FORGET: u32 = 2;
+pub const GETATTR: u32 = 3;
+pub const SETATTR: u32 = 4;
+pub const MKDIR: u32 = 9;
+pub const UNLINK: u32 = 10;
+pub const RMDIR: u32 = 11;
+pub const RENAME: u32 = 12;
+pub const OPEN: u32 = 14;
+pub const READ: u32 = 15;
+pub const WRITE: u32 = 16;
+pub const RELEASE: u32 = 18;
 pub const INIT: u32 = 26;
+pub const OPENDIR: u32 = 27;
+pub const READDIR: u32 = 28;
+pub const CREATE: u32 = 35;
+pub const FALLOCATE: u32 = 43;
+pub const SETUPMAPPING: u32 = 48;
+pub const SYNCFS: u32 = 50;
+pub const TMPFILE: u32 = 51;
+pub const ENOENT: i32 = -2;
+pub const EIO: i32 = -5;
+pub const EBADF: i32 = -9;
+pub const EISDIR: i32 = -21;
+pub const EINVAL: i32 = -22;
+pub const EROFS: i32 = -30;
+pub const ENOSYS: i32 = -38;
+pub const ESTALE: i32 = -116;
 
 pub struct Client {
     pub socket: UnixStream,
