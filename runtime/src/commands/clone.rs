@@ -8,16 +8,18 @@ use bulkhead_vmm::spec::VmSpec;
 
 use super::oci::{self, OciError};
 use super::run_bundle;
-use crate::args::oci::{BundleArgs, CloneArgs, Global};
+use crate::args::oci::{CloneArgs, Global};
+use crate::oci::bundle::Bundle;
 use crate::oci::checkpoint;
 use crate::oci::container::Container;
-use crate::oci::create::{Origin, Wanted};
+use crate::oci::create::{CreateError, Origin, Ours, Wanted};
 use crate::oci::fork::Fork;
 use crate::oci::id::ContainerId;
 use crate::oci::log::Log;
 use crate::oci::plan::Network;
 use crate::plan::ROOT_SHARE;
 use crate::request;
+use crate::settings::Settings;
 use crate::state::Root;
 use crate::templates::{Snapshot, Templates};
 
@@ -41,12 +43,14 @@ pub fn run(args: &CloneArgs, root: &Root, global: &Global, log: &Log) -> Result<
     }
     checkpoint::save(&container, &mut files, Then::GoOn)?;
     name(&mut files, &container);
-    let bundle = args.bundle.bundle.clone().or_else(|| Some(container.record.bundle.clone()));
-    let bundle = BundleArgs { bundle, ..args.bundle.clone() };
+    let bundle = args.bundle.bundle.as_ref().unwrap_or(&container.record.bundle);
+    let bundle = Bundle::load(bundle).map_err(CreateError::from)?;
+    let ours = Ours { bundle, settings: Settings::load()? };
     let network = network.map(|path| path.map_or(Network::Own, Network::Joined));
     let origin = Origin::Clone { files: &files, network: network.as_ref() };
     let systemd_cgroup = global.systemd_cgroup;
-    let wanted = Wanted { id: &id, args: &bundle, detach: true, systemd_cgroup, origin };
+    let args = &args.bundle;
+    let wanted = Wanted { id: &id, ours: &ours, args, detach: true, systemd_cgroup, origin };
     run_bundle::attend(wanted, false, root, log)
 }
 

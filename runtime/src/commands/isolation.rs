@@ -1,45 +1,48 @@
 //! Which wall a container gets, before anything else is done: where that is another runtime's, this
 //! process becomes that runtime.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::oci::OciError;
 use crate::args::Command;
 use crate::args::oci::{BundleArgs, Global};
 use crate::delegate::{self, Delegate};
-use crate::oci::bundle::{Bundle, BundleError};
-use crate::oci::create::CreateError;
+use crate::oci::bundle::Bundle;
+use crate::oci::create::{CreateError, Ours};
 use crate::settings::{Isolation, Settings};
 use crate::state::Root;
 
-/// Returns if the container is ours.
-pub fn choose(command: &Command, global: &Global, root: &Root) -> Result<(), OciError> {
-    let theirs = match (command, id(command)) {
-        (Command::Create(create), _) => wall(&create.bundle, global)? == Isolation::Process,
-        (Command::Restore(restore), _) => wall(&restore.bundle, global)? == Isolation::Process,
-        (Command::Run(run), _) => wall(&run.bundle, global)? == Isolation::Process,
-        (_, Some(id)) => delegate::owns(root, id),
-        (_, None) => false,
+/// Reads what a verb is to make a container of; returns if the container is ours.
+pub fn ours(args: &BundleArgs, global: &Global, root: &Root) -> Result<Ours, OciError> {
+    let asked = global.isolation.as_deref().map(str::parse).transpose()?;
+    let bundle = match Bundle::load(args.bundle.as_deref().unwrap_or(Path::new("."))) {
+        Ok(bundle) => Some(bundle),
+        // It is for whoever is to run it to refuse.
+        Err(_) if asked == Some(Isolation::Process) => None,
+        Err(error) => return Err(CreateError::from(error).into()),
     };
-    match theirs {
-        false => Ok(()),
-        true => Err(Delegate::find(&Settings::load()?, root)?.exec(global).into()),
+    let settings = Settings::load()?;
+    let annotations = bundle.as_ref().map(Bundle::annotations).unwrap_or_default();
+    match (settings.isolation(asked, &annotations)?, bundle) {
+        (Isolation::Vm, Some(bundle)) => Ok(Ours { bundle, settings }),
+        _ => Err(theirs(&settings, global, root)),
     }
 }
 
-fn wall(args: &BundleArgs, global: &Global) -> Result<Isolation, OciError> {
-    let asked = global.isolation.as_deref().map(str::parse).transpose()?;
-    let annotations = match asked {
-        // A bundle that cannot be read is for whoever is to run it to refuse.
-        Some(Isolation::Process) => annotations(args).unwrap_or_default(),
-        _ => annotations(args).map_err(CreateError::from)?,
-    };
-    Ok(Settings::load()?.isolation(asked, &annotations)?)
+/// Returns if the container that a verb names, if any, is ours.
+pub fn choose(command: &Command, global: &Global, root: &Root) -> Result<(), OciError> {
+    match id(command).is_some_and(|id| delegate::owns(root, id)) {
+        false => Ok(()),
+        true => Err(theirs(&Settings::load()?, global, root)),
+    }
 }
 
-fn annotations(args: &BundleArgs) -> Result<BTreeMap<String, String>, BundleError> {
-    Ok(Bundle::load(args.bundle.as_deref().unwrap_or(Path::new(".")))?.annotations())
+/// Becomes the other runtime; returns only why not.
+fn theirs(settings: &Settings, global: &Global, root: &Root) -> OciError {
+    match Delegate::find(settings, root) {
+        Ok(delegate) => delegate.exec(global).into(),
+        Err(error) => error.into(),
+    }
 }
 
 /// The container a verb is about.

@@ -5,6 +5,7 @@ use std::path::Path;
 use bulkhead_vmm::signals::Signals;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::isolation;
 use super::oci::{OciError, write_pid_file};
 use super::{delete, start};
 use crate::args::RunArgs;
@@ -16,7 +17,6 @@ use crate::oci::detached::Detached;
 use crate::oci::id::ContainerId;
 use crate::oci::log::Log;
 use crate::oci::record::Phase;
-use crate::settings::Settings;
 use crate::state::Root;
 use crate::terminal::Raw;
 use crate::vmm;
@@ -29,11 +29,13 @@ pub fn is_meant(args: &RunArgs) -> bool {
 
 /// Runs the container of a bundle; returns its exit code, or 0 if it is left behind.
 pub fn run(args: &RunArgs, root: &Root, global: &Global, log: &Log) -> Result<u8, OciError> {
+    let ours = isolation::ours(&args.bundle, global, root)?;
     let [id] = &args.command[..] else { return Err(OciError::OneId) };
     let id = ContainerId::try_from(id.as_str())?;
     let (detach, systemd_cgroup) = (args.detach, global.systemd_cgroup);
-    let origin = Origin::by(global.cold || Settings::load()?.cold);
-    let wanted = Wanted { id: &id, args: &args.bundle, detach, systemd_cgroup, origin };
+    let origin = Origin::by(global.cold || ours.settings.cold);
+    let wanted =
+        Wanted { id: &id, ours: &ours, args: &args.bundle, detach, systemd_cgroup, origin };
     attend(wanted, args.keep, root, log)
 }
 

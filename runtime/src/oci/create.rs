@@ -122,11 +122,22 @@ pub enum CreateError {
     },
 }
 
-/// What is asked for besides the bundle.
+/// A container that is to have a kernel of its own.
+#[derive(Clone, Debug)]
+pub struct Ours {
+    /// What it is to be.
+    pub bundle: Bundle,
+    /// What the administrator decided.
+    pub settings: Settings,
+}
+
+/// What is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     /// The container's ID.
     pub id: &'a ContainerId,
+    /// What it is made of.
+    pub ours: &'a Ours,
     /// The options that `create` and `run` have in common.
     pub args: &'a BundleArgs,
     /// The container outlives this process.
@@ -177,16 +188,15 @@ impl Origin<'_> {
 
 /// Creates a container; it lives on only if the VMM is [let go](Detached::let_go).
 pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), CreateError> {
-    let dir = wanted.args.bundle.as_deref().unwrap_or(Path::new("."));
-    let bundle = Bundle::load(dir)?;
+    let Ours { bundle, settings } = wanted.ours;
     let config = bundle.dir.join(bundle::CONFIG);
-    let spec = plan::container(&bundle, wanted.id.as_str(), 0)?;
-    check(wanted, &bundle, &spec, &config)?;
+    let spec = plan::container(bundle, wanted.id.as_str(), 0)?;
+    check(wanted, &spec, &config)?;
     let joined = pod::join(&bundle.spec, root)?;
     let dirs = Dirs::of_this_process();
     let vmm = dirs.program(assets::VMM)?;
-    let walls = Settings::load()?.walls(&bundle.annotations())?;
-    admit(&walls, resources(&bundle))?;
+    let walls = settings.walls(&bundle.annotations())?;
+    admit(&walls, resources(bundle))?;
     let host = host(&dirs, &walls)?;
     root.create()?;
     verdict::ensure(root)?;
@@ -202,7 +212,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let machine_id = machine_id::for_container(machine_id::Root::At(&bundle.rootfs))?;
     let network_spec = Some(network.spec).into();
     let spec = ContainerSpec { network: network_spec, hostname, machine_id, ..spec };
-    let vm = plan::vm(&bundle, &host, wanted.id.as_str(), dir.socket());
+    let vm = plan::vm(bundle, &host, wanted.id.as_str(), dir.socket());
     let vm = walls.hold(VmSpec { nets: network.nets, ..vm });
     let vm = restore::shape(vm, wanted.origin.saved())?;
     // In our own cgroup, and for the next container too: whatever comes of this one.
@@ -214,10 +224,10 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
         wanted.origin.saved().map_or_else(|| Course::by(template.as_ref()), Course::Restore);
     let console = console(wanted, &spec)?;
     let terminal = console.as_ref().map(|console| console.slave.try_clone()).transpose();
-    let mut record = record(wanted, &bundle);
+    let mut record = record(wanted);
     record.memory = course.mapped();
     let interfaces = vm.nets.len();
-    let limits = Limits::of_vm(&vm, resources(&bundle), walls.cpus);
+    let limits = Limits::of_vm(&vm, resources(bundle), walls.cpus);
     let cgroup = cgroup(&record, &limits)?;
     let surroundings = Surroundings {
         terminal: terminal.map_err(ConsoleError::Open)?,
@@ -227,7 +237,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
         .map_err(CreateError::from)
         .and_then(|detached| {
             record.process = detached.process;
-            match settle(wanted, &bundle, &record, spec, console, &dir, interfaces) {
+            match settle(wanted, &record, spec, console, &dir, interfaces) {
                 Ok(()) => Ok(detached),
                 Err(error) => Err(end(detached, &dir, error)),
             }
@@ -267,16 +277,11 @@ fn cgroup(record: &Record, limits: &Limits) -> Result<Option<HostCgroup>, Cgroup
     }
 }
 
-fn check(
-    wanted: Wanted<'_>,
-    bundle: &Bundle,
-    spec: &ContainerSpec,
-    config: &Path,
-) -> Result<(), CreateError> {
+fn check(wanted: Wanted<'_>, spec: &ContainerSpec, config: &Path) -> Result<(), CreateError> {
     let Some(process) = spec.process.as_ref() else {
         return Err(CreateError::NoProcess(config.to_owned()));
     };
-    if matches!(plan::network(&bundle.spec), Network::Host) {
+    if matches!(plan::network(&wanted.ours.bundle.spec), Network::Host) {
         return Err(NetError::Host.into());
     }
     if wanted.args.preserve_fds > 0 {
@@ -311,7 +316,8 @@ fn console(wanted: Wanted<'_>, spec: &ContainerSpec) -> Result<Option<Console>, 
 }
 
 /// All but the VMM's process, which is not there yet.
-fn record(wanted: Wanted<'_>, bundle: &Bundle) -> Record {
+fn record(wanted: Wanted<'_>) -> Record {
+    let bundle = &wanted.ours.bundle;
     let (own_cgroup, phase) = match wanted.origin {
         Origin::Template | Origin::Boot => (false, Phase::Created),
         Origin::Checkpoint(_) => (false, Phase::Running),
@@ -343,7 +349,6 @@ fn owned((name, value): (&String, &String)) -> (String, String) {
 /// All that is to be done while the VM runs. The hooks run while the guest boots.
 fn settle(
     wanted: Wanted<'_>,
-    bundle: &Bundle,
     record: &Record,
     spec: ContainerSpec,
     console: Option<Console>,
@@ -351,7 +356,7 @@ fn settle(
     interfaces: usize,
 ) -> Result<(), CreateError> {
     let state = State::creating(record).json();
-    let hooks = bundle.spec.hooks().clone().unwrap_or_default();
+    let hooks = wanted.ours.bundle.spec.hooks().clone().unwrap_or_default();
     #[allow(deprecated, reason = "the specification still has it, and engines use it")]
     let early = [("prestart", hooks.prestart()), ("createRuntime", hooks.create_runtime())];
     for (stage, list) in early {
