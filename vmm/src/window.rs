@@ -1,5 +1,7 @@
 //! The DAX window of a VM: where it lies in the guest's address space, and KVM's slot for it.
 //!
+//! Where a file has ended under its mapping, KVM_RUN fails, and zeroes are put there (vcpu/run.rs).
+//!
 //! KVM gives the guest no way to write to it: what it tries to write ends at a bus on which nothing is.
 
 use std::io;

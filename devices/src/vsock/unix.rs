@@ -3,7 +3,8 @@
 //!
 //! - host to guest: connect to the VM's socket, send `CONNECT <port>\n`, read `OK <port>\n`, where
 //!   the second port is the host's end of the connection;
-//! - guest to host port `P`: the VMM connects to the socket `<path>_P`.
+//! - guest to host port `P`: the VMM connects to the socket `<path>_P`,
+//!   to which whoever listens there lets the directory's group, which is the VM's, write.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -5,6 +5,9 @@
 //! writes is verified again when it is imported. Standard input lists the layers (diff IDs, one a
 //! line) that need not be fetched; standard output reports, one JSON object a line (see
 //! [`report`]), and ends with `done` or `failed`.
+//!
+//! A cargo workspace of its own, so that the rest builds without its hundred and fifty crates, and the
+//! one program that is linked dynamically: glibc loads its name resolution at run time.
 
 mod credentials;
 mod fetch;

@@ -8,7 +8,8 @@
 //!
 //! Whoever made the namespace (an engine's network plugins) finds it as it was: the interfaces keep
 //! names and addresses. The guest's interfaces have the same, MAC addresses included, so that to
-//! the network nothing changed but the kernel that answers.
+//! the network nothing changed but the kernel that answers. A tap lives as long as its VM: one that is
+//! there tells a second VM that the namespace is taken.
 
 mod inventory;
 mod netlink;

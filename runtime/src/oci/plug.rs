@@ -1,5 +1,9 @@
 //! Interfaces that an engine or a hook has put into a VMM's own network since that runs: each is joined
 //! to a tap, and that plugged into the VM.
+//!
+//! Where a bundle names no network namespace, the empty one of the VMM's jail is what engines find as the
+//! container's, by its pid. Such a VM has two places (`VmSpec::net_places`): virtio-mmio devices with the
+//! ID of no device, which cost the guest three reads, until `start` finds what is in the namespace by then.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;

@@ -5,6 +5,9 @@
 //!  guest kernel ── virtqueue ── device (VMM process) ══ socket ══ serve() ── *at() calls ── host
 //! ```
 //!
+//! It is our own and not fuse-backend-rs's passthrough: that one (0.14) knows no O_TMPFILE, syncfs and
+//! statx, and its inode table cannot be saved.
+//!
 //! A stream rather than SEQPACKET: a message of 1 MiB would take the kernel one contiguous piece of
 //! memory and a forced socket buffer, and a stream lets one read take many requests.
 //!
