@@ -1,4 +1,4 @@
-//! The agent: one thread, one event loop, one container.
+//! The agent: one thread, one event loop, one container, and perhaps further ones beside it.
 //!
 //! ```text
 //!            CreateContainer            StartContainer        its process ends
@@ -16,9 +16,10 @@ use bulkhead_protocol::{AGENT_PORT, BootMark, ExitReport, HostPort};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use crate::boot_mark::BootMarks;
-use crate::container::{Container, Exec, signal_one};
+use crate::container::{Container, signal_one};
 use crate::guest::{Guest, GuestError};
 use crate::host_events::HostEvents;
 use crate::identity;
@@ -57,11 +58,13 @@ enum Source {
     HostEvents(HostEvents),
 }
 
-/// A process of Exec and those who wait for it.
+/// A process of Exec, or of a further container, and those who wait for it.
 #[derive(Debug)]
 pub struct ExecEntry {
     /// The process.
-    pub exec: Exec,
+    pub pid: Pid,
+    /// The agent's end of its terminal.
+    pub terminal: Option<OwnedFd>,
     /// Its exit code, once it has ended.
     pub ended: Option<u8>,
     /// Calls of Wait to be answered: client and ttrpc stream.
@@ -83,6 +86,10 @@ pub struct Agent {
     /// What its network was last set up as.
     pub(crate) network: NetworkSpec,
     pub(crate) execs: BTreeMap<String, ExecEntry>,
+    /// Further containers by ID, until their ends were told; their processes are in `execs`.
+    pub(crate) members: BTreeMap<String, Container>,
+    /// How many there have ever been.
+    pub(crate) members_made: u64,
     /// The container stands still since before this VM was restored, until Restore.
     pub(crate) awaits_restore: bool,
     epoll: OwnedFd,
@@ -114,6 +121,8 @@ impl Agent {
             container: None,
             network: NetworkSpec::default(),
             execs: BTreeMap::new(),
+            members: BTreeMap::new(),
+            members_made: 0,
             awaits_restore: false,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             sources: BTreeMap::new(),
@@ -158,7 +167,8 @@ impl Agent {
             Source::Pump { pump, owner: None } => pump.direction() == Direction::Out,
             _ => false,
         });
-        let oom_killed = || self.guest.as_ref().is_ok_and(|guest| guest.oom_kills() > 0);
+        let own = || self.container.as_ref().zip(self.guest.as_ref().ok());
+        let oom_killed = || own().is_some_and(|(own, guest)| own.oom_kills(guest) > 0);
         (!draining).then(|| ExitReport { code, oom_killed: oom_killed() })
     }
 
@@ -262,7 +272,7 @@ impl Agent {
         let left = |entry: &&ExecEntry| entry.leash == Some(id) && entry.ended.is_none();
         for entry in self.execs.values().filter(left) {
             // One that ended just now is about to be reaped.
-            let _ = signal_one(entry.exec.launch.pid, libc::SIGKILL);
+            let _ = signal_one(entry.pid, libc::SIGKILL);
         }
     }
 
@@ -344,17 +354,22 @@ impl Agent {
         }
     }
 
-    fn ended(&mut self, pid: rustix::process::Pid, code: u8) {
+    fn ended(&mut self, pid: Pid, code: u8) {
         if self.container.as_ref().is_some_and(|container| container.launch.pid == pid) {
             self.exit_code = Some(code);
         }
-        let entry =
-            self.execs.iter_mut().find(|(_, e)| e.exec.launch.pid == pid && e.ended.is_none());
+        let entry = self.execs.iter_mut().find(|(_, e)| e.pid == pid && e.ended.is_none());
         if let Some((id, entry)) = entry {
             entry.ended = Some(code);
             let id = id.clone();
+            let orphaned = entry.leash.is_some_and(|client| !self.sources.contains_key(&client));
             self.finish_streams(&id);
             self.answer_waiters(&id);
+            if orphaned {
+                // Nobody is going to ask.
+                self.forget_member(&id);
+                self.execs.remove(&id);
+            }
         }
     }
 

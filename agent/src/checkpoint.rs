@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use ttrpc::{Code, Status};
 
 use crate::agent::Agent;
-use crate::guest::Guest;
+use crate::guest::{Cgroup, Guest};
 use crate::identity;
 use crate::log::log;
 use crate::mounts::machine_id;
@@ -35,6 +35,10 @@ impl Agent {
         &mut self,
         _: CheckpointRequest,
     ) -> Result<CheckpointResponse, Status> {
+        if !self.members.is_empty() {
+            let message = "further containers share its VM: it cannot be saved by itself";
+            return Err(refuse(Code::FAILED_PRECONDITION, message));
+        }
         let container = self.container.as_ref().ok_or_else(no_container)?;
         if !container.started {
             return Err(refuse(Code::FAILED_PRECONDITION, "the container was not started yet"));
@@ -99,7 +103,7 @@ fn freeze(guest: &Guest) -> rustix::io::Result<()> {
     let begun = Instant::now();
     set_frozen(guest, true)?;
     loop {
-        let events = guest.cgroup_file("cgroup.events").ok_or(Errno::NOENT)?;
+        let events = cgroup(guest)?.file("cgroup.events").ok_or(Errno::NOENT)?;
         if events.lines().any(|line| line == "frozen 1") {
             return Ok(());
         }
@@ -110,10 +114,13 @@ fn freeze(guest: &Guest) -> rustix::io::Result<()> {
     }
 }
 
+fn cgroup(guest: &Guest) -> rustix::io::Result<&Cgroup> {
+    guest.cgroup.as_ref().ok_or(Errno::NOTSUP)
+}
+
 /// Writes cgroup.freeze (admin-guide/cgroup-v2.rst).
 fn set_frozen(guest: &Guest, frozen: bool) -> rustix::io::Result<()> {
-    let cgroup = guest.cgroup.as_ref().ok_or(Errno::NOTSUP)?;
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(cgroup, "cgroup.freeze", flags, Mode::empty())?;
+    let file = rustix::fs::openat(&cgroup(guest)?.dir, "cgroup.freeze", flags, Mode::empty())?;
     rustix::io::write(&file, if frozen { b"1" } else { b"0" }).map(drop)
 }

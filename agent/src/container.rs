@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::clone::{self, Place};
-use crate::guest::Guest;
+use crate::guest::{self, Cgroup, Guest};
 use crate::mounts::{self, Sources};
 use crate::process::{self, Course, Launch, ProcessError, step};
 use crate::stdio::{self, Ends, Stream};
@@ -26,6 +26,17 @@ pub struct Container {
     /// The container's devpts, in which all its terminals live.
     devpts: OwnedFd,
     users: Option<UserNamespace>,
+    /// That of a further container; the VM's own has the guest's.
+    cgroup: Option<Cgroup>,
+}
+
+/// What a further container has that the VM's own has not.
+#[derive(Debug)]
+pub struct Member<'a> {
+    /// Its cgroup; there is none outside of a VM.
+    pub cgroup: Option<Cgroup>,
+    /// The container whose IPC namespace it joins.
+    pub ipc: Option<&'a Container>,
 }
 
 /// A process of Exec.
@@ -45,7 +56,11 @@ impl Container {
         course: Course,
         guest: &Guest,
         null: BorrowedFd<'_>,
+        member: Option<Member<'_>>,
     ) -> Result<(Self, Ends), ProcessError> {
+        let (cgroup, ipc) = member.map_or((None, None), |member| (member.cgroup, member.ipc));
+        let ipc = ipc.map(|other| pidfd(other.launch.pid)).transpose();
+        let ipc = ipc.map_err(step("find the VM's own container"))?;
         let devpts = mounts::new_devpts(spec).map_err(step("mount devpts"))?;
         let process = spec.process.get_or_default();
         let (theirs, ours) =
@@ -62,18 +77,36 @@ impl Container {
             namespaces: libc::CLONE_NEWNS
                 | libc::CLONE_NEWPID
                 | libc::CLONE_NEWUTS
-                | libc::CLONE_NEWIPC,
-            cgroup: guest.cgroup.as_ref().map(|cgroup| cgroup.as_fd()),
+                | if ipc.is_some() { 0 } else { libc::CLONE_NEWIPC },
+            cgroup: cgroup.as_ref().or(guest.cgroup.as_ref()).map(|cgroup| cgroup.dir.as_fd()),
         };
         let users = UserNamespace::of(spec);
         let ids = users.as_ref().map(Entrance::New);
         // Who shares its memory cannot leave its user namespace.
         let course = if course == Course::Fast && ids.is_some() { Course::AtOnce } else { course };
-        let launch = process::spawn(place, course, |report| match enter(spec, sources) {
-            Ok(()) => process::become_process(process, ids, &theirs, null, report),
-            Err(error) => error,
-        })?;
-        Ok((Self { launch, started: false, terminal, devpts, users }, ours))
+        let launch =
+            process::spawn(place, course, |report| match enter(spec, sources, ipc.as_ref()) {
+                Ok(()) => process::become_process(process, ids, &theirs, null, report),
+                Err(error) => error,
+            })?;
+        Ok((Self { launch, started: false, terminal, devpts, users, cgroup }, ours))
+    }
+
+    /// Its cgroup; there is none outside of a VM.
+    pub fn cgroup<'a>(&'a self, guest: &'a Guest) -> Option<&'a Cgroup> {
+        self.cgroup.as_ref().or(guest.cgroup.as_ref())
+    }
+
+    /// A file of its cgroup.
+    pub fn cgroup_file(&self, guest: &Guest, name: &str) -> Option<String> {
+        self.cgroup(guest)?.file(name)
+    }
+
+    /// Processes of it that the kernel killed for lack of memory.
+    pub fn oom_kills(&self, guest: &Guest) -> u64 {
+        let events = self.cgroup_file(guest, "memory.events").unwrap_or_default();
+        let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.parse().ok()).unwrap_or(0)
     }
 
     /// Spawns a further process in the container's namespaces.
@@ -96,11 +129,11 @@ impl Container {
                 })
             })
         };
-        let launch = match spawn(guest.cgroup.as_ref().map(|cgroup| cgroup.as_fd())) {
+        let launch = match spawn(self.cgroup(guest).map(|cgroup| cgroup.dir.as_fd())) {
             // A container that manages cgroups itself has moved its processes into children of
             // its own, and the kernel allows no process above them.
             Err(ProcessError::Step { source: Errno::BUSY, .. }) => {
-                let cgroup = guest.cgroup_of(self.launch.pid).map_err(step("find the cgroup"))?;
+                let cgroup = guest::cgroup_of(self.launch.pid).map_err(step("find the cgroup"))?;
                 spawn(Some(cgroup.as_fd()))
             }
             launch => launch,
@@ -110,9 +143,8 @@ impl Container {
 
     /// Sets the container's host name.
     pub fn set_hostname(&self, name: &[u8]) -> Result<(), ProcessError> {
-        let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::empty());
-        let container = open(self.launch.pid).map_err(step("find the container's process"))?;
-        let agent = open(rustix::process::getpid()).map_err(step("find the agent's process"))?;
+        let container = pidfd(self.launch.pid).map_err(step("find the container's process"))?;
+        let agent = pidfd(rustix::process::getpid()).map_err(step("find the agent's process"))?;
         let enter = |process: &OwnedFd| set_namespaces(process.as_fd(), libc::CLONE_NEWUTS);
         enter(&container).map_err(step("enter the container's UTS namespace"))?;
         let set = rustix::system::sethostname(name).map_err(step("set the host name"));
@@ -122,11 +154,11 @@ impl Container {
 
     /// Sends a signal to a process of the container. One that is to be executed yet ends at any
     /// signal that would end its program: as PID 1 it would not notice.
-    pub fn signal_process(&self, launch: &Launch, signal: libc::c_int) -> Result<(), ProcessError> {
-        let waits = !self.started && launch.pid == self.launch.pid;
+    pub fn signal_process(&self, pid: Pid, signal: libc::c_int) -> Result<(), ProcessError> {
+        let waits = !self.started && pid == self.launch.pid;
         let harmless = [0, libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
         let signal = if waits && !harmless.contains(&signal) { libc::SIGKILL } else { signal };
-        signal_one(launch.pid, signal).map_err(step("signal the process"))
+        signal_one(pid, signal).map_err(step("signal the process"))
     }
 
     /// Sends a signal to every process of the container.
@@ -139,7 +171,7 @@ impl Container {
                 clone::exit(0)
             })
         })?;
-        self.signal_process(&self.launch, signal)
+        self.signal_process(self.launch.pid, signal)
     }
 
     /// Runs `spawn`, whose children are born into the container's PID namespace.
@@ -147,15 +179,18 @@ impl Container {
         &self,
         spawn: impl FnOnce(BorrowedFd<'_>) -> Result<T, ProcessError>,
     ) -> Result<T, ProcessError> {
-        let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::empty());
-        let container = open(self.launch.pid).map_err(step("find the container's process"))?;
-        let agent = open(rustix::process::getpid()).map_err(step("find the agent's process"))?;
+        let container = pidfd(self.launch.pid).map_err(step("find the container's process"))?;
+        let agent = pidfd(rustix::process::getpid()).map_err(step("find the agent's process"))?;
         let enter = |process: &OwnedFd| set_namespaces(process.as_fd(), libc::CLONE_NEWPID);
         enter(&container).map_err(step("enter the container's PID namespace"))?;
         let result = spawn(container.as_fd());
         enter(&agent).map_err(step("leave the container's PID namespace"))?;
         result
     }
+}
+
+fn pidfd(pid: Pid) -> rustix::io::Result<OwnedFd> {
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
 }
 
 /// Sends a signal to one process, which must not have been reaped yet.
@@ -174,7 +209,14 @@ fn clone_terminal(ours: &Ends) -> Result<Option<OwnedFd>, ProcessError> {
 }
 
 /// The container's process: makes its world and enters it.
-fn enter(spec: &ContainerSpec, sources: Sources<'_>) -> Result<(), ProcessError> {
+fn enter(
+    spec: &ContainerSpec,
+    sources: Sources<'_>,
+    ipc: Option<&OwnedFd>,
+) -> Result<(), ProcessError> {
+    if let Some(other) = ipc {
+        set_namespaces(other.as_fd(), libc::CLONE_NEWIPC).map_err(step("join the pod's IPC"))?;
+    }
     if !spec.hostname.is_empty() {
         rustix::system::sethostname(spec.hostname.as_bytes()).map_err(step("set the host name"))?;
     }

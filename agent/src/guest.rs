@@ -70,8 +70,8 @@ pub struct Guest {
     /// The directory of all shares, where virtio-fs is mounted.
     pub shares_path: PathBuf,
     shares: OwnedFd,
-    /// The container's cgroup directory; there is none outside of a VM.
-    pub cgroup: Option<OwnedFd>,
+    /// The cgroup of the VM's own container; there is none outside of a VM.
+    pub cgroup: Option<Cgroup>,
     in_vm: bool,
 }
 
@@ -101,25 +101,13 @@ impl Guest {
         Ok(Self { shares_path: path.to_owned(), shares, cgroup: None, in_vm: false })
     }
 
-    /// Processes of the container that the kernel killed for lack of memory.
-    pub fn oom_kills(&self) -> u64 {
-        let events = self.cgroup_file("memory.events").unwrap_or_default();
-        let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        count.and_then(|count| count.parse().ok()).unwrap_or(0)
-    }
-
-    /// A file of the container's cgroup, if there is one.
-    pub fn cgroup_file(&self, name: &str) -> Option<String> {
-        read_file(self.cgroup.as_ref()?.as_fd(), name).ok()
-    }
-
-    /// The cgroup of a process of the container, which may have moved below the container's own.
-    pub fn cgroup_of(&self, pid: Pid) -> rustix::io::Result<OwnedFd> {
-        mount_proc();
-        let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
-        let text = read_file(CWD, &path)?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(Errno::NOENT)?;
-        open_directory(CWD, &*format!("{CGROUPS}/{path}"))
+    /// Makes a cgroup for a further container, of a name that none had yet.
+    pub fn make_cgroup(&self, name: String) -> rustix::io::Result<Option<Cgroup>> {
+        if !self.in_vm {
+            return Ok(None);
+        }
+        let root = open_directory(CWD, CGROUPS)?;
+        Cgroup::make(root.as_fd(), name).map(Some)
     }
 
     /// Sets the guest's wall clock, ns since the Unix epoch. Leaves the clock of a machine that is
@@ -173,6 +161,59 @@ impl Guest {
     }
 }
 
+/// A container's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Its name among those of containers.
+    name: String,
+    /// Its directory.
+    pub dir: OwnedFd,
+}
+
+impl Cgroup {
+    fn make(root: BorrowedFd<'_>, name: String) -> rustix::io::Result<Self> {
+        rustix::fs::mkdirat(root, &*name, Mode::from_raw_mode(0o755))?;
+        let dir = open_directory(root, &*name)?;
+        Ok(Self { name, dir })
+    }
+
+    /// One of its files.
+    pub fn file(&self, name: &str) -> Option<String> {
+        read_file(self.dir.as_fd(), name).ok()
+    }
+
+    /// Whether a process is in it, or below it.
+    pub fn has(&self, pid: &str) -> bool {
+        let path = path_of(pid).ok();
+        let below = path.as_deref().and_then(|path| path.strip_prefix(&*self.name));
+        below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Removes it, once nothing is in it any more.
+    pub fn remove(&self) -> rustix::io::Result<()> {
+        remove_cgroup(&self.name)
+    }
+}
+
+/// Removes a container's cgroup, which must be empty.
+pub fn remove_cgroup(name: &str) -> rustix::io::Result<()> {
+    rustix::fs::rmdir(format!("{CGROUPS}/{name}"))
+}
+
+/// The cgroup of a process of a container, which may have moved below the container's own.
+pub fn cgroup_of(pid: Pid) -> rustix::io::Result<OwnedFd> {
+    let path = path_of(&pid.as_raw_nonzero().to_string())?;
+    open_directory(CWD, &*format!("{CGROUPS}/{path}"))
+}
+
+/// Where the cgroup of a process is, below the hierarchy's root.
+fn path_of(pid: &str) -> rustix::io::Result<String> {
+    mount_proc();
+    let text = read_file(CWD, &format!("/proc/{pid}/cgroup"))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    path.map(str::to_owned).ok_or(Errno::NOENT)
+}
+
 /// Keeps the kernel from waking up for housekeeping that an idle guest can do without: a host has
 /// hundreds (admin-guide/sysctl/vm.rst of the kernel). Compaction still happens where an allocation
 /// wants it; counters, which are exact to some pages a CPU, are summed up once a minute.
@@ -218,15 +259,14 @@ fn open_directory(at: BorrowedFd<'_>, path: impl rustix::path::Arg) -> rustix::i
 }
 
 /// Makes the container's cgroup with every controller the kernel has.
-fn make_cgroup() -> rustix::io::Result<OwnedFd> {
+fn make_cgroup() -> rustix::io::Result<Cgroup> {
     let root = open_directory(CWD, CGROUPS)?;
     let controllers = read_file(root.as_fd(), "cgroup.controllers")?;
     let wanted: Vec<String> = controllers.split_whitespace().map(|c| format!("+{c}")).collect();
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let control = rustix::fs::openat(&root, "cgroup.subtree_control", flags, Mode::empty())?;
     rustix::io::write(control, wanted.join(" ").as_bytes())?;
-    rustix::fs::mkdirat(&root, CONTAINER, Mode::from_raw_mode(0o755))?;
-    open_directory(root.as_fd(), CONTAINER)
+    Cgroup::make(root.as_fd(), CONTAINER.to_owned())
 }
 
 /// Reads a small file of the kernel's.

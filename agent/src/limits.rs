@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use ttrpc::{Code, Status};
 
 use crate::agent::Agent;
-use crate::guest::Guest;
+use crate::guest::Cgroup;
 use crate::rpc::refuse;
 
 /// Why a limit was not set.
@@ -28,8 +28,8 @@ impl From<LimitError> for StartFailure {
 }
 
 /// Sets limits. Outside of a VM there is no cgroup to have them.
-pub fn set(guest: &Guest, limits: &[Setting]) -> Result<(), LimitError> {
-    let Some(cgroup) = &guest.cgroup else { return Ok(()) };
+pub fn set(cgroup: Option<&Cgroup>, limits: &[Setting]) -> Result<(), LimitError> {
+    let Some(cgroup) = cgroup else { return Ok(()) };
     for Setting { name, value, .. } in limits {
         let failed = |source| LimitError { name: name.clone(), value: value.clone(), source };
         // The files of this cgroup, not of those below it.
@@ -37,7 +37,7 @@ pub fn set(guest: &Guest, limits: &[Setting]) -> Result<(), LimitError> {
             return Err(failed(Errno::INVAL));
         }
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(cgroup, name.as_str(), flags, Mode::empty())
+        rustix::fs::openat(&cgroup.dir, name.as_str(), flags, Mode::empty())
             .and_then(|file| rustix::io::write(file, value.as_bytes()))
             .map_err(failed)?;
     }
@@ -50,10 +50,8 @@ impl Agent {
         &mut self,
         request: UpdateResourcesRequest,
     ) -> Result<UpdateResourcesResponse, Status> {
-        let (Some(_), Ok(guest)) = (&self.container, &self.guest) else {
-            return Err(refuse(Code::FAILED_PRECONDITION, "there is no container yet"));
-        };
-        set(guest, &request.cgroup)
+        let (container, guest) = self.container(&request.container)?;
+        set(container.cgroup(guest), &request.cgroup)
             .map(|()| UpdateResourcesResponse::default())
             .map_err(|error| refuse(Code::INVALID_ARGUMENT, error.to_string()))
     }

@@ -20,6 +20,7 @@ mod host_events;
 mod identity;
 mod limits;
 mod log;
+mod members;
 mod mounts;
 mod netlink;
 mod network;

@@ -6,7 +6,7 @@ use bulkhead_protocol::rpc::agent::{ProcessInfo, ProcessesRequest, ProcessesResp
 use ttrpc::{Code, Status};
 
 use crate::agent::Agent;
-use crate::guest;
+use crate::guest::{self, Cgroup};
 use crate::process::Launch;
 use crate::rpc::refuse;
 
@@ -19,17 +19,18 @@ const COMMAND_MAX: usize = 512;
 
 impl Agent {
     /// Lists them by PID.
-    pub(crate) fn processes(&self, _: ProcessesRequest) -> Result<ProcessesResponse, Status> {
-        let no_container = || refuse(Code::FAILED_PRECONDITION, "there is no container yet");
-        let container = self.container.as_ref().ok_or_else(no_container)?;
-        let processes = list(&container.launch)
+    pub(crate) fn processes(&self, request: ProcessesRequest) -> Result<ProcessesResponse, Status> {
+        let (container, guest) = self.container(&request.container)?;
+        // Of one container alone the depth of its namespaces tells.
+        let cgroup = container.cgroup(guest).filter(|_| !self.members.is_empty());
+        let processes = list(&container.launch, cgroup)
             .map_err(|error| refuse(Code::INTERNAL, format!("cannot list processes: {error}")))?;
         Ok(ProcessesResponse { processes, ..Default::default() })
     }
 }
 
-/// The processes in the PID namespace of `container`, or below it.
-fn list(container: &Launch) -> std::io::Result<Vec<ProcessInfo>> {
+/// The processes in the PID namespace of `container`, or below it; in `cgroup`, if that is given.
+fn list(container: &Launch, cgroup: Option<&Cgroup>) -> std::io::Result<Vec<ProcessInfo>> {
     guest::mount_proc();
     let level = levels(&status(&container.pid.as_raw_nonzero().to_string())?);
     let mut found = Vec::new();
@@ -39,6 +40,9 @@ fn list(container: &Launch) -> std::io::Result<Vec<ProcessInfo>> {
         else {
             continue;
         };
+        if cgroup.is_some_and(|cgroup| !cgroup.has(pid)) {
+            continue;
+        }
         // One that ended in the meantime is not there.
         found.extend(status(pid).ok().and_then(|status| inspect(pid, &status, level)));
         if found.len() == PROCESSES_MAX {
@@ -62,8 +66,7 @@ fn levels(status: &str) -> usize {
     field(status, "NSpid").map_or(1, |pids| pids.split_whitespace().count())
 }
 
-/// `None` for a process that is not the container's. The agent itself and those of other containers'
-/// namespaces are not: a VM has one container, so depth tells.
+/// `None` for a process that is not the container's, such as the agent itself.
 fn inspect(pid: &str, status: &str, level: usize) -> Option<ProcessInfo> {
     let inside = |status: &str| -> Option<u32> {
         field(status, "NSpid")?.split_whitespace().nth(level - 1)?.parse().ok()

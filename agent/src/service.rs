@@ -1,25 +1,28 @@
 //! The methods of the ttrpc service (resources/proto/agent.proto).
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use bulkhead_protocol::rpc::agent::{
-    CreateContainerRequest, CreateContainerResponse, ExecRequest, ExecResponse, ResizeRequest,
-    ResizeResponse, SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse,
-    StartFailure, WaitRequest, WaitResponse,
+    CreateContainerRequest, CreateContainerResponse, ExecRequest, ExecResponse, Process,
+    ResizeRequest, ResizeResponse, SignalRequest, SignalResponse, StartContainerRequest,
+    StartContainerResponse, StartFailure, WaitRequest, WaitResponse,
 };
 use bulkhead_protocol::{BootMark, HostEvent};
+use rustix::process::Pid;
 use ttrpc::proto::Codec;
 use ttrpc::{Code, Status};
 
 use crate::agent::{Agent, ExecEntry, SourceId};
 use crate::container::Container;
+use crate::guest::Guest;
 use crate::hooks;
 use crate::limits;
 use crate::log::log;
 use crate::network::NetworkError;
-use crate::process::{Course, Launch, step};
+use crate::process::{Course, step};
 use crate::rpc::{Call, Outcome, refuse};
-use crate::stdio::{self, Stream};
+use crate::stdio::{self, Ends, Stream};
+use crate::vsock::Listener;
 
 const SERVICE: &str = "bulkhead.agent.v1.Agent";
 /// Processes of Exec remembered at a time; beyond it those that ended are forgotten.
@@ -37,7 +40,9 @@ impl Agent {
             return Some(Err(refuse(Code::UNIMPLEMENTED, message)));
         }
         Some(match request.method.as_str() {
-            "CreateContainer" => call_with(payload, |request| Ok(self.create_container(request))),
+            "CreateContainer" => {
+                call_with(payload, |request| Ok(self.create_container(client, request)))
+            }
             "StartContainer" => call_with(payload, |request| self.start_container(request)),
             "Exec" => call_with(payload, |request| self.exec(client, request)),
             "Wait" => return self.wait(client, stream, payload),
@@ -52,13 +57,30 @@ impl Agent {
         })
     }
 
-    fn create_container(&mut self, request: CreateContainerRequest) -> CreateContainerResponse {
-        match self.try_create(&request) {
-            Ok(pid) => CreateContainerResponse { pid, ..Default::default() },
-            Err(failure) => {
-                CreateContainerResponse { failure: Some(failure).into(), ..Default::default() }
-            }
-        }
+    fn create_container(
+        &mut self,
+        client: SourceId,
+        request: CreateContainerRequest,
+    ) -> CreateContainerResponse {
+        let created = match request.id.is_empty() {
+            true => self
+                .try_create(&request)
+                .map(|pid| CreateContainerResponse { pid, ..Default::default() }),
+            false => self.add_member(client, &request),
+        };
+        created.unwrap_or_else(|failure| CreateContainerResponse {
+            failure: Some(failure).into(),
+            ..Default::default()
+        })
+    }
+
+    /// A container, by the name that calls have for it, and the guest it is in.
+    pub(crate) fn container(&self, id: &str) -> Result<(&Container, &Guest), Status> {
+        let container = match id {
+            "" => self.container.as_ref(),
+            id => self.members.get(id),
+        };
+        container.zip(self.guest.as_ref().ok()).ok_or_else(no_container)
     }
 
     fn try_create(&mut self, request: &CreateContainerRequest) -> Result<u32, StartFailure> {
@@ -72,11 +94,11 @@ impl Agent {
         if spec.clock_ns != 0 && !self.clock_is_set {
             guest.set_clock(spec.clock_ns).map_err(step("set the clock"))?;
         }
-        limits::set(guest, &spec.cgroup)?;
+        limits::set(guest.cgroup.as_ref(), &spec.cgroup)?;
         guest.set_network(spec.network.get_or_default()).map_err(no_network)?;
         let sockets = self.connect(stdio::wanted(spec.process.get_or_default()))?;
         let course = if request.start { Course::Fast } else { Course::Gated };
-        let (mut container, ends) = Container::spawn(spec, course, guest, self.null.as_fd())?;
+        let (mut container, ends) = Container::spawn(spec, course, guest, self.null.as_fd(), None)?;
         if course == Course::Gated {
             container.launch.created()?;
         } else {
@@ -84,7 +106,7 @@ impl Agent {
             container.started = true;
             self.marks.stamp(BootMark::Started);
         }
-        let pid = pid_of(&container.launch);
+        let pid = raw(container.launch.pid);
         self.container = Some(container);
         self.network.clone_from(spec.network.get_or_default());
         self.join(ends, sockets);
@@ -98,7 +120,11 @@ impl Agent {
         &mut self,
         request: StartContainerRequest,
     ) -> Result<StartContainerResponse, Status> {
-        let container = self.container.as_mut().ok_or_else(no_container)?;
+        let container = match request.container.as_str() {
+            "" => self.container.as_mut(),
+            id => self.members.get_mut(id),
+        };
+        let container = container.ok_or_else(no_container)?;
         if container.started {
             return Err(refuse(Code::FAILED_PRECONDITION, "the container was started already"));
         }
@@ -131,7 +157,7 @@ impl Agent {
             let message = format!("the process ID {:?} is taken", request.id);
             return Err(refuse(Code::ALREADY_EXISTS, message));
         }
-        if !self.container.as_ref().ok_or_else(no_container)?.started {
+        if !self.container(&request.container)?.0.started {
             return Err(refuse(Code::FAILED_PRECONDITION, "the container was not started yet"));
         }
         Ok(self.try_exec(client, &request).unwrap_or_else(|failure| ExecResponse {
@@ -145,36 +171,64 @@ impl Agent {
         client: SourceId,
         request: &ExecRequest,
     ) -> Result<ExecResponse, StartFailure> {
-        let (Some(container), Ok(guest)) = (&self.container, &self.guest) else {
-            return Err(failure(libc::ESRCH, "there is no container"));
-        };
+        let (container, guest) = self
+            .container(&request.container)
+            .map_err(|_| failure(libc::ESRCH, "there is no container"))?;
         let process = request.process.get_or_default();
-        let listeners = stdio::wanted(process)
-            .map(|_| self.transport.listen(None))
-            .collect::<std::io::Result<Vec<_>>>()
-            .map_err(|error| {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                failure(errno, &format!("cannot listen for the standard streams: {error}"))
-            })?;
+        let listeners = self.listeners(process)?;
         let (exec, ends) = container.exec(process, guest, self.null.as_fd())?;
         exec.launch.started()?;
-        let mut response = ExecResponse { pid: pid_of(&exec.launch), ..Default::default() };
-        self.close_offers(&request.id);
+        let Ports { stdin, stdout, stderr } = self.offer_all(&request.id, ends, listeners);
+        let pid = exec.launch.pid;
+        let response = ExecResponse {
+            pid: raw(pid),
+            stdin_port: stdin,
+            stdout_port: stdout,
+            stderr_port: stderr,
+            ..Default::default()
+        };
+        let leash = request.kill_on_hangup.then_some(client);
+        self.remember(&request.id, pid, exec.terminal, leash);
+        Ok(response)
+    }
+
+    /// Listens once for each stream that `process` is to have.
+    pub(crate) fn listeners(&self, process: &Process) -> Result<Vec<Listener>, StartFailure> {
+        let listeners = stdio::wanted(process).map(|_| self.transport.listen(None));
+        listeners.collect::<std::io::Result<_>>().map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            failure(errno, &format!("cannot listen for the standard streams: {error}"))
+        })
+    }
+
+    /// Offers the streams of the process named `id`, each on its listener.
+    pub(crate) fn offer_all(&mut self, id: &str, ends: Ends, listeners: Vec<Listener>) -> Ports {
+        let mut ports = Ports::default();
+        self.close_offers(id);
         for ((stream, end), listener) in ends.into_iter().zip(listeners) {
             *match stream {
-                Stream::Stdin | Stream::Terminal => &mut response.stdin_port,
-                Stream::Stdout => &mut response.stdout_port,
-                Stream::Stderr => &mut response.stderr_port,
+                Stream::Stdin | Stream::Terminal => &mut ports.stdin,
+                Stream::Stdout => &mut ports.stdout,
+                Stream::Stderr => &mut ports.stderr,
             } = listener.port();
-            self.offer(stream, end, listener, Some(request.id.clone()));
+            self.offer(stream, end, listener, Some(id.to_owned()));
         }
+        ports
+    }
+
+    /// Keeps a process in mind for Wait, Signal and Resize.
+    pub(crate) fn remember(
+        &mut self,
+        id: &str,
+        pid: Pid,
+        terminal: Option<OwnedFd>,
+        leash: Option<SourceId>,
+    ) {
         if self.execs.len() >= EXECS_MAX {
-            self.execs.retain(|_, entry| entry.ended.is_none());
+            self.execs.retain(|id, entry| entry.ended.is_none() || self.members.contains_key(id));
         }
-        let leash = request.kill_on_hangup.then_some(client);
-        let entry = ExecEntry { exec, ended: None, waiters: Vec::new(), leash };
-        self.execs.insert(request.id.clone(), entry);
-        Ok(response)
+        let entry = ExecEntry { pid, terminal, ended: None, waiters: Vec::new(), leash };
+        self.execs.insert(id.to_owned(), entry);
     }
 
     fn wait(&mut self, client: SourceId, stream: u32, payload: &[u8]) -> Option<Outcome> {
@@ -196,7 +250,9 @@ impl Agent {
     pub(crate) fn answer_waiters(&mut self, id: &str) {
         let Some(entry) = self.execs.get(id) else { return };
         let Some(code) = entry.ended.filter(|_| !entry.waiters.is_empty()) else { return };
-        let response = WaitResponse { exit_code: u32::from(code), ..Default::default() };
+        let oom_killed = self.forget_member(id);
+        let response =
+            WaitResponse { exit_code: u32::from(code), oom_killed, ..Default::default() };
         let waiters = self.execs.remove(id).map(|entry| entry.waiters).unwrap_or_default();
         for (client, stream) in waiters {
             self.answer(client, stream, encode(&response));
@@ -210,18 +266,18 @@ impl Agent {
             return Err(refuse(Code::INVALID_ARGUMENT, message));
         }
         let signal = request.signal as libc::c_int;
-        let container = self.container.as_ref().ok_or_else(no_container)?;
+        let (container, _) = self.container(&request.container)?;
         let result = if request.all {
             container.signal_all(signal)
         } else {
-            let launch = match request.id.as_str() {
-                "" => &container.launch,
+            let pid = match request.id.as_str() {
+                "" => container.launch.pid,
                 id => match self.execs.get(id) {
-                    Some(entry) if entry.ended.is_none() => &entry.exec.launch,
+                    Some(entry) if entry.ended.is_none() => entry.pid,
                     _ => return Err(no_process(id)),
                 },
             };
-            container.signal_process(launch, signal)
+            container.signal_process(pid, signal)
         };
         result
             .map(|()| SignalResponse::default())
@@ -232,7 +288,7 @@ impl Agent {
         let terminal = match request.id.as_str() {
             "" => self.container.as_ref().ok_or_else(no_container)?.terminal.as_ref(),
             id => match self.execs.get(id) {
-                Some(entry) => entry.exec.terminal.as_ref(),
+                Some(entry) => entry.terminal.as_ref(),
                 None => return Err(no_process(id)),
             },
         };
@@ -252,7 +308,7 @@ impl Agent {
         let Some(container) = &self.container else { return };
         let result = match (event, &container.terminal) {
             (HostEvent::Signal(signal), _) => {
-                container.signal_process(&container.launch, signal.into())
+                container.signal_process(container.launch.pid, signal.into())
             }
             (HostEvent::Window { rows, columns }, Some(terminal)) => {
                 stdio::resize(terminal.as_fd(), rows.into(), columns.into())
@@ -282,7 +338,15 @@ fn encode(message: &impl Codec) -> Outcome {
     message.encode().map_err(|_| refuse(Code::INTERNAL, "the response does not encode"))
 }
 
-fn failure(errno: i32, message: &str) -> StartFailure {
+/// Where the streams of a process wait for whoever wants them; 0 where there is none.
+#[derive(Debug, Default)]
+pub struct Ports {
+    pub stdin: u32,
+    pub stdout: u32,
+    pub stderr: u32,
+}
+
+pub fn failure(errno: i32, message: &str) -> StartFailure {
     let errno = errno.unsigned_abs();
     StartFailure { message: message.to_owned(), errno, ..Default::default() }
 }
@@ -291,8 +355,8 @@ fn no_network(error: NetworkError) -> StartFailure {
     failure(error.source.raw_os_error(), &error.to_string())
 }
 
-fn pid_of(launch: &Launch) -> u32 {
-    launch.pid.as_raw_nonzero().get().unsigned_abs()
+pub fn raw(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().unsigned_abs()
 }
 
 pub fn no_container() -> Status {

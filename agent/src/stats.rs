@@ -1,19 +1,15 @@
 //! What the container has used, from its cgroup (admin-guide/cgroup-v2.rst).
 
 use bulkhead_protocol::rpc::agent::{StatsRequest, StatsResponse};
-use ttrpc::{Code, Status};
+use ttrpc::Status;
 
 use crate::agent::Agent;
-use crate::rpc::refuse;
 
 impl Agent {
     /// Reads the figures.
-    pub(crate) fn stats(&self, _: StatsRequest) -> Result<StatsResponse, Status> {
-        let guest = self
-            .guest
-            .as_ref()
-            .map_err(|error| refuse(Code::FAILED_PRECONDITION, error.to_string()))?;
-        Ok(figures(|file| guest.cgroup_file(file)))
+    pub(crate) fn stats(&self, request: StatsRequest) -> Result<StatsResponse, Status> {
+        let (container, guest) = self.container(&request.container)?;
+        Ok(figures(|file| container.cgroup_file(guest, file)))
     }
 }
 

@@ -7,5 +7,6 @@ mod confinement;
 mod container;
 mod exec;
 mod harness;
+mod members;
 mod streams;
 mod users;
