@@ -40,6 +40,11 @@ impl Waiting {
         self.host
     }
 
+    /// Its host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// Lets it go on to its end, as if nothing had been.
     pub fn end(self) {
         fs::write(self.host.rootfs.join("go"), "").expect("a file");

@@ -6,6 +6,7 @@ mod checkpoint_network;
 mod checkpoint_terminal;
 mod clone;
 mod containerd;
+mod cores;
 mod doctor;
 mod files;
 mod images;

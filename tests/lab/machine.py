@@ -31,6 +31,7 @@ class Job:
     shares: list
     exact: bool
     cpus: int
+    threads: int
     memory_mib: int
     end_mark: str = field(default_factory=lambda: secrets.token_hex(16))  # follows the last byte of stdout and of stderr
 
@@ -95,16 +96,23 @@ def kernel_line(job):
 CPU = "max,+svm,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c"
 
 
+def processor(job):
+    return CPU + (",+topoext" if job.threads > 1 else "")
+
+
 def accelerator(job):
     if job.exact:
         return ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]
-    return ["-accel", "tcg,thread=multi", "-smp", str(job.cpus)]
+    # One thread of QEMU's for all threads of a core: with more it loses interrupts, as with more CPUs.
+    emulation = "single" if job.threads > 1 else "multi"
+    smp = f"{job.cpus * job.threads},sockets=1,cores={job.cpus},threads={job.threads}"
+    return ["-accel", f"tcg,thread={emulation}", "-smp", smp]
 
 
 def qemu(job, vmlinux, initrd_fd, port_fds):
     """The command that starts the machine; port_fds maps each port's name to a connected socket."""
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"]
-    command += ["-M", "q35,hpet=off,smbus=off,sata=off,i8042=off,vmport=off", "-cpu", CPU]
+    command += ["-M", "q35,hpet=off,smbus=off,sata=off,i8042=off,vmport=off", "-cpu", processor(job)]
     command += [*accelerator(job), "-m", str(job.memory_mib)]
     command += ["-kernel", vmlinux, "-initrd", f"/dev/fd/{initrd_fd}", "-append", kernel_line(job)]
     command += ["-device", "virtio-rng-pci", "-device", "virtio-serial-pci,max_ports=8"]
