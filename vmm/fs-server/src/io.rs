@@ -199,6 +199,10 @@ impl Server {
         let asked = WriteIn::parse(&mut request.args)?;
         let data = request.args.bytes(asked.size as usize)?;
         let file = self.handles.file(asked.fh)?;
+        if file.flags & OFlags::RWMODE == OFlags::RDONLY {
+            // Not left to the host's kernel: below, the file may be opened anew.
+            return Err(Errno::BADF);
+        }
         // Looking costs less than lowering, and files with these bits are rare.
         let kill = asked.write_flags & WRITE_KILL_SUIDGID != 0
             && u32::from(stat(&file.fd)?.stx_mode) & SET_ID_BITS != 0;

@@ -13,7 +13,7 @@ use bulkhead_fs_server::ServeError;
 use proptest::prelude::*;
 use rustix::fs::{CWD, Mode};
 use support::client::{
-    Client, EINVAL, ENOENT, ENOSYS, FALLOCATE, INIT, LOOKUP, SYNCFS, WRITE, message,
+    Client, EBADF, EINVAL, ENOENT, ENOSYS, FALLOCATE, INIT, LOOKUP, OPEN, SYNCFS, WRITE, message,
 };
 
 /// Every file below `dir`: type and mode, size, times, and owner.
@@ -147,6 +147,33 @@ fn only_regular_files_are_opened() {
     let create = [[1u32, 0o644, 0, 0].map(u32::to_le_bytes).concat(), b"fifo\0".to_vec()].concat();
     assert_eq!(client.ask(35, dir, &create).0, -6);
     client.finish().unwrap();
+}
+
+/// Not even by a page of a shared mapping, for which an appending handle's file is opened anew.
+#[test]
+fn what_was_opened_to_be_read_is_not_written_to() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("f");
+    fs::write(&path, "as it was").unwrap();
+    for readonly in [true, false] {
+        let mut client = Client::new(&[("share", temp.path(), readonly)]);
+        client.init();
+        let share = client.lookup(1, "share").unwrap();
+        let file = client.lookup(share, "f").unwrap();
+        for flags in [libc::O_RDONLY, libc::O_RDONLY | libc::O_APPEND] {
+            let (error, reply) = client.ask(OPEN, file, &(flags as u64).to_le_bytes());
+            assert_eq!(error, 0);
+            for write_cache in [0u32, 1] {
+                let place = [u64::from_le_bytes(*reply.first_chunk().unwrap()), 0];
+                let place = place.map(u64::to_le_bytes).concat();
+                let sizes = [4u32, write_cache, 0, 0, 0, 0].map(u32::to_le_bytes).concat();
+                let body = [place, sizes, b"evil".to_vec()].concat();
+                assert_eq!(client.ask(WRITE, file, &body).0, EBADF, "{flags:#x} {write_cache}");
+            }
+        }
+        client.finish().unwrap();
+    }
+    assert_eq!(fs::read(path).unwrap(), b"as it was");
 }
 
 #[test]
