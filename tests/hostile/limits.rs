@@ -18,6 +18,7 @@ use crate::tap::{GUEST, Tap};
 pub const FLOODS: &[&str] = &[
     "flood_of_files",
     "flood_of_writes",
+    "flood_of_copies",
     "flood_of_packets",
     "flood_of_output",
     "flood_of_small_entropy",
@@ -76,6 +77,18 @@ fn bytes_written_are_bounded_by_fs_bytes() {
     let written = fs::metadata(arena.path("share/file")).expect("a file").len();
     within(BEFORE + written, BURST, 65 << 10, &story);
     assert!(written > 1 << 20, "{written}: {}", story.text);
+}
+
+#[test]
+fn bytes_copied_are_bounded_by_fs_bytes() {
+    const BURST: u64 = 48 << 20;
+    // INIT, LOOKUP twice, OPEN and SETATTR each offer 2 MiB for a reply.
+    const BEFORE: u64 = 10 << 20;
+    const LEN: u64 = 4 << 20;
+    let arena = Arena::with(&limit("fs", "bytes", BURST));
+    let story = arena.attack("flood_of_copies", End::Through);
+    let copied = fs::metadata(arena.path("share/file")).expect("a file").len() - LEN;
+    within(BEFORE + 2 * copied, BURST, 2 * LEN + 1024, &story);
 }
 
 #[test]

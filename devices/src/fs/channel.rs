@@ -21,7 +21,7 @@ use super::request::{Refused, Request};
 use super::slots::Slots;
 use super::transfer;
 use super::window::Window;
-use super::wire::{HEADER_LEN_IN, HEADER_LEN_OUT, OutHeader, WITH_FILE};
+use super::wire::{HEADER_LEN_OUT, OutHeader, WITH_FILE};
 use crate::GuestMemory;
 
 /// How long the worker may take over one file of a restored guest: it may still be on its way up.
@@ -340,8 +340,8 @@ impl Sending {
         match self {
             Self::Request { request, sent, .. } => {
                 let Some(memory) = memory else { return Err(ErrorKind::NotConnected.into()) };
-                let front = &request.header.bytes()[HEADER_LEN_IN.min(*sent)..];
-                let skip = HEADER_LEN_IN.max(*sent);
+                let front = request.front(*sent);
+                let skip = *sent + front[0].len() + front[1].len();
                 *sent += transfer::send(socket, front, memory, &request.readable, skip)?;
                 Ok(*sent == request.header.len() as usize)
             }

@@ -5,7 +5,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::mapping::{Mapping, SETUP_MAPPING};
 use super::window::SLOT_LEN;
-use super::wire::{HEADER_LEN_IN, HEADER_LEN_OUT, InHeader, MESSAGE_MAX, OutHeader};
+use super::wire::{
+    COPY_FILE_RANGE, COPY_LEN, COPY_MAX, HEADER_LEN_IN, HEADER_LEN_OUT, InHeader, MESSAGE_MAX,
+    OutHeader,
+};
 use crate::GuestMemory;
 
 /// A guest buffer: within guest memory, and not empty.
@@ -30,6 +33,8 @@ pub struct Request {
     pub unique: u64,
     /// The request, header included.
     pub readable: Vec<Segment>,
+    /// The body of a COPY_FILE_RANGE: sent as it was read, the once, for it is charged for what it says.
+    pub copy: Option<Box<[u8; COPY_LEN]>>,
     /// Room for the reply.
     pub writable: Vec<Segment>,
     /// Bytes of `writable`.
@@ -51,6 +56,7 @@ impl Request {
             header: InHeader::EMPTY,
             unique: 0,
             readable: Vec::new(),
+            copy: None,
             writable: Vec::new(),
             writable_len: 0,
             mapping: None,
@@ -71,7 +77,7 @@ impl Request {
     ) -> Result<(), Refused> {
         (self.queue, self.head) = (queue, chain.head_index());
         (self.header, self.unique, self.writable_len) = (InHeader::EMPTY, 0, 0);
-        self.mapping = None;
+        (self.mapping, self.copy) = (None, None);
         self.readable.clear();
         self.writable.clear();
         let readable_len = self.collect(memory, chain, descriptors_max)?;
@@ -87,14 +93,31 @@ impl Request {
         }
         let announced = self.header.len() as usize == readable_len && readable_len <= MESSAGE_MAX;
         let answerable = self.header.is_silent() || self.writable_len >= HEADER_LEN_OUT;
-        if announced && answerable { Ok(()) } else { Err(Refused) }
+        if !announced || !answerable {
+            return Err(Refused);
+        }
+        if self.header.opcode() == COPY_FILE_RANGE {
+            self.copy = Some(Box::new(self.body(memory, 0)?));
+        }
+        Ok(())
     }
 
     /// What it costs a guest that may ask for so many bytes a second and no more: a mapping is the file's
-    /// bytes, asked for at once.
+    /// bytes, asked for at once; a copy is read and written on the host.
     pub fn cost(&self) -> usize {
         let mapped = if self.header.opcode() == SETUP_MAPPING { SLOT_LEN as usize } else { 0 };
-        self.header.len() as usize + self.writable_len + mapped
+        let copied = self.copy.as_ref().map_or(0, |body| {
+            let [.., a, b, c, d, e, f, g, h, _, _, _, _, _, _, _, _] = **body;
+            2 * u64::from_le_bytes([a, b, c, d, e, f, g, h]).min(COPY_MAX) as usize
+        });
+        self.header.len() as usize + self.writable_len + mapped + copied
+    }
+
+    /// What was read of it, the once, after the first `sent` bytes; the rest is sent as it is then.
+    pub fn front(&self, sent: usize) -> [&[u8]; 2] {
+        let copy = self.copy.as_ref().map_or(&[][..], |body| &body[..]);
+        let in_copy = sent.saturating_sub(HEADER_LEN_IN).min(copy.len());
+        [&self.header.bytes()[HEADER_LEN_IN.min(sent)..], &copy[in_copy..]]
     }
 
     /// Sorts the chain's buffers and returns how many bytes are readable.
@@ -150,7 +173,8 @@ impl Request {
         let mut bytes = vec![0; self.header.len() as usize];
         // The segments were found to lie in guest memory, which does not shrink.
         let _ = read_front(memory, &self.readable, &mut bytes);
-        bytes[..HEADER_LEN_IN].copy_from_slice(self.header.bytes());
+        let front = self.front(0).concat();
+        bytes[..front.len()].copy_from_slice(&front);
         bytes
     }
 

@@ -1,5 +1,6 @@
 //! The device between a mock driver and a worker that the test plays itself.
 
+mod copy;
 mod window;
 
 use std::io::{ErrorKind, Read, Write};

@@ -28,17 +28,17 @@ struct Vectors<'m> {
     _borrows: std::marker::PhantomData<&'m [u8]>,
 }
 
-/// Sends `front`, then what follows after the first `skip` bytes of `segments`, as much as the
+/// Sends both parts of `front`, then what follows after the first `skip` bytes of `segments`, as much as the
 /// socket takes at once; returns how many bytes. `WouldBlock` if it takes none.
 pub fn send(
     socket: &OwnedFd,
-    front: &[u8],
+    front: [&[u8]; 2],
     memory: &GuestMemory,
     segments: &[Segment],
     skip: usize,
 ) -> io::Result<usize> {
     let mut vectors = Vectors::new(usize::MAX);
-    vectors.push_bytes(front);
+    front.iter().for_each(|part| vectors.push_bytes(part));
     vectors.push_guest(memory, segments, skip);
     let message = vectors.message();
     retry(|| {

@@ -13,6 +13,13 @@ pub const MESSAGE_MAX: usize = (1 << 20) + 4096 + 256;
 /// Errors of requests are above it (`fuse_dev_do_write`).
 const ERROR_MIN: i32 = -512;
 
+/// Asks for more than it brings or takes.
+pub const COPY_FILE_RANGE: u32 = 47;
+/// Length of `struct fuse_copy_file_range_in`.
+pub const COPY_LEN: usize = 56;
+/// The most one of them copies, as the file server has it.
+pub const COPY_MAX: u64 = 256 << 20;
+
 const FORGET: u32 = 2;
 const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;

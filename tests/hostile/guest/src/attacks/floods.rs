@@ -11,6 +11,7 @@ use crate::{fail, print_count};
 pub const ATTACKS: &[Attack] = &[
     ("flood_of_files", flood_of_files),
     ("flood_of_writes", flood_of_writes),
+    ("flood_of_copies", flood_of_copies),
     ("flood_of_packets", flood_of_packets),
     ("flood_of_output", flood_of_output),
     ("flood_of_small_entropy", flood_of_small_entropy),
@@ -103,6 +104,26 @@ fn flood_of_writes() {
         let head: [&[u8]; 4] = [&handle, &offset, &LEN.to_le_bytes(), &[0; 20]];
         let len = fs.write(request, op::WRITE, file, &head) + LEN;
         put(request, len);
+        queue.describe(2 * slot, request, len, NEXT, 2 * slot + 1);
+        queue.describe(2 * slot + 1, reply, 24, WRITE, 0);
+    });
+}
+
+/// 4 MiB a request, from the front of a file to behind its end: much for the host, little for a queue.
+fn flood_of_copies() {
+    const LEN: u64 = 4 << 20;
+    let mut fs = Fs::start();
+    let share = fs.share();
+    let file = fs.lookup(share, b"file");
+    let (_, handle) = fs.open(op::OPEN, file, 2);
+    // valid FATTR_SIZE, padding, fh; size.
+    let set = [8, 0, LEN].map(u64::to_le_bytes);
+    fs.call(op::SETATTR, file, &[set.as_flattened(), &[0; 64]]);
+    let queue = fs.requests;
+    flood(queue, |slot, number| {
+        let (request, reply) = places(slot);
+        let body = [handle, 0, file, handle, LEN * (number + 1), LEN, 0].map(u64::to_le_bytes);
+        let len = fs.write(request, op::COPY_FILE_RANGE, file, &[body.as_flattened()]);
         queue.describe(2 * slot, request, len, NEXT, 2 * slot + 1);
         queue.describe(2 * slot + 1, reply, 24, WRITE, 0);
     });
