@@ -54,6 +54,8 @@ const EXIT_OCI_FAILED: u8 = 1;
 const EXIT_EXEC_FAILED: u8 = 255;
 /// The most characters of a failure's sentence.
 const SENTENCE_MAX: usize = 1000;
+/// The most lines of a guest's kernel that are printed: bulkhead-vmm reports no more.
+const KERNEL_LINES_MAX: usize = 40;
 
 /// What a failure prints and exits with.
 struct Failure {
@@ -166,7 +168,8 @@ fn oci(command: &Command, root: &Root, log: &Log, global: &Global) -> Result<u8,
 
 impl Failure {
     fn new(code: u8, error: &str, kernel_log: &[String]) -> Self {
-        Self { code, sentence: plain(error), kernel_log: kernel_log.to_vec() }
+        let kernel_log = kernel_log.iter().take(KERNEL_LINES_MAX).map(|line| plain(line)).collect();
+        Self { code, sentence: plain(error), kernel_log }
     }
 
     fn own(sentence: String) -> Self {
@@ -178,8 +181,8 @@ impl Failure {
     }
 }
 
-/// A sentence as it may be printed and logged: a guest, a registry or a file may have had its say in
-/// it, and is not to move a cursor or to fill a log.
+/// A sentence as it may be printed and logged: a guest, a monitor that one took over, a registry or a file
+/// may have had its say in it, and is not to move a cursor or to fill a log.
 fn plain(sentence: &str) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     sentence.chars().take(SENTENCE_MAX).map(plain).collect()
@@ -214,5 +217,7 @@ mod tests {
         let failure = Failure::own("no \x1b[2J\n\"ä\"".to_owned());
         assert_eq!(failure.sentence, "no  [2J \"ä\"");
         assert_eq!(Failure::own("x".repeat(4 << 20)).sentence.len(), SENTENCE_MAX);
+        let failure = Failure::new(125, "", &vec!["panic\x1b[2J".to_owned(); 1000]);
+        assert_eq!(failure.kernel_log, vec!["panic [2J"; KERNEL_LINES_MAX]);
     }
 }

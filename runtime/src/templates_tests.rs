@@ -120,3 +120,22 @@ fn the_oldest_go_when_there_are_too_many() {
     place.get(KEPT_MAX as u8 + 3).unwrap();
     assert_eq!(place.built(), before, "the newest is there");
 }
+
+/// As an archive of a checkpoint may hold them.
+#[test]
+fn what_is_no_file_of_a_snapshot_s_own_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let [state, memory] = Snapshot::files(dir.path());
+    fs::write(&state, "").unwrap();
+    fs::write(&memory, "").unwrap();
+    assert!(Snapshot::open(dir.path()).is_ok());
+    for file in [&memory, &state] {
+        fs::remove_file(file).unwrap();
+        std::os::unix::fs::symlink("/proc/version", file).unwrap();
+        assert!(Snapshot::open(dir.path()).is_err(), "{} is a link", file.display());
+        fs::remove_file(file).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, file, fifo, Mode::RWXU, 0).unwrap();
+        assert!(Snapshot::open(dir.path()).is_err(), "{} is a FIFO", file.display());
+    }
+}

@@ -5,17 +5,21 @@
 //! `base.crc32` says what it must be: the sum over its pages that are not zero, with their places.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
+use crate::templates::open_plain;
+
 const BASE: &str = "base";
 const SUM: &str = "base.crc32";
 const PAGE: u64 = 4096;
 const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+/// Length of what `SUM` holds, bytes, and a line's end.
+const SUM_MAX: u64 = 10;
 /// Bytes read together.
 const CHUNK: u64 = 1 << 20;
 
@@ -69,12 +73,14 @@ pub fn forget(dir: &Path) {
 /// Opens the base of a checkpoint, if there is one, and makes sure that it is what it was.
 pub fn open(dir: &Path) -> Result<Option<File>, BaseError> {
     let path = path(dir);
-    let base = match File::open(&path) {
+    let base = match open_plain(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         base => base.map_err(failed("open", &path))?,
     };
     let file = dir.join(SUM);
-    let expected = fs::read_to_string(&file).map_err(failed("read the sum of", &file))?;
+    let mut expected = String::new();
+    let read = open_plain(&file).and_then(|sum| sum.take(SUM_MAX).read_to_string(&mut expected));
+    read.map_err(failed("read the sum of", &file))?;
     let found = sum(&base).map_err(failed("read", &path))?;
     match u32::from_str_radix(expected.trim(), 16) {
         Ok(expected) if expected == found => Ok(Some(base)),
@@ -135,6 +141,13 @@ mod tests {
             fs::write(path(dir.path()), &copy).unwrap();
             file.write_all_at(bytes, place).unwrap();
             assert!(matches!(open(dir.path()), Err(BaseError::Changed(_))), "at {place}");
+        }
+        fs::write(path(dir.path()), &copy).unwrap();
+        for name in [SUM, BASE] {
+            let file = dir.path().join(name);
+            fs::remove_file(&file).unwrap();
+            std::os::unix::fs::symlink("/proc/version", &file).unwrap();
+            assert!(matches!(open(dir.path()), Err(BaseError::Io { .. })), "a linked {name}");
         }
         forget(dir.path());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

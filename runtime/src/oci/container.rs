@@ -1,7 +1,7 @@
 //! [`Container`]: a created container, found again by a later call of `bulkhead`.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -155,9 +155,7 @@ impl Container {
 
     /// How its VM ended; `None` if it did not say.
     pub fn report(&self) -> Option<Report> {
-        let path = self.file(REPORT);
-        let fits = fs::metadata(&path).is_ok_and(|file| file.len() <= REPORT_MAX);
-        serde_json::from_slice(&fits.then(|| fs::read(path).ok())??).ok()
+        read_report(&self.file(REPORT))
     }
 
     /// Its configuration, as it was when it was created.
@@ -300,6 +298,14 @@ pub fn exit_code(status: std::process::ExitStatus) -> u8 {
     status.code().or_else(signal).and_then(|code| u8::try_from(code).ok()).unwrap_or(255)
 }
 
+/// How the VM ended that reports to `file`; `None` if it did not say. It may still be writing there, and
+/// write what it likes if somebody took it over.
+pub fn read_report(file: &Path) -> Option<Report> {
+    let mut json = Vec::new();
+    File::open(file).ok()?.take(REPORT_MAX).read_to_end(&mut json).ok()?;
+    serde_json::from_slice(&json).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,6 +320,18 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(process.find().is_none());
+    }
+
+    #[test]
+    fn a_report_is_read_as_far_as_it_may_be_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(REPORT);
+        let report = r#"{"outcome":{"exited":{"code":7,"oom_killed":false}},"timeline":[]}"#;
+        fs::write(&file, report).unwrap();
+        assert!(read_report(&file).is_some());
+        fs::write(&file, " ".repeat(REPORT_MAX as usize) + report).unwrap();
+        assert_eq!(read_report(&file), None);
+        assert_eq!(read_report(&dir.path().join("none")), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::bundle::{self, Bundle, BundleError};
 use super::cgroup::{CgroupError, HostCgroup, Limits};
 use super::clock;
 use super::console::{Console, ConsoleError};
-use super::container::{CONFIG, Container, ContainerError, host_cgroup};
+use super::container::{CONFIG, Container, ContainerError, REPORT, host_cgroup, read_report};
 use super::detached::{Detached, Surroundings};
 use super::hooks::{self, HookError};
 use super::id::ContainerId;
@@ -455,15 +455,14 @@ fn end(mut detached: Detached, dir: &VmDir, error: CreateError) -> CreateError {
         }
     }
     detached.kill();
-    let report = fs::read(dir.path().join(super::container::REPORT)).unwrap_or_default();
-    match (serde_json::from_slice::<bulkhead_vmm::spec::Report>(&report), status) {
-        (Ok(report), _) => match report.outcome {
+    match (read_report(&dir.path().join(REPORT)), status) {
+        (Some(report), _) => match report.outcome {
             Outcome::Failed { message, kernel_log } => CreateError::Vm { message, kernel_log },
             Outcome::Exited { .. } | Outcome::Saved => error,
         },
-        (Err(_), Some(status)) => {
+        (None, Some(status)) => {
             CreateError::Vm { message: crate::vmm::describe(status), kernel_log: Vec::new() }
         }
-        (Err(_), None) => error,
+        (None, None) => error,
     }
 }
