@@ -23,7 +23,7 @@ const STATFS: u32 = 17;
 /// The number of a last request.
 const LAST: u64 = u64::MAX;
 
-fn message(opcode: u32, unique: u64, nodeid: u64, body: &[u8]) -> Vec<u8> {
+pub fn message(opcode: u32, unique: u64, nodeid: u64, body: &[u8]) -> Vec<u8> {
     let len = (HEADER_LEN + body.len()) as u32;
     let head = [&len.to_le_bytes()[..], &opcode.to_le_bytes(), &unique.to_le_bytes()].concat();
     [&head[..], &nodeid.to_le_bytes(), &[0; 16], body].concat()
@@ -161,7 +161,7 @@ fn receive(mut client: &UnixStream) -> u64 {
     number
 }
 
-fn state_file(state: &[u8]) -> File {
+pub fn state_file(state: &[u8]) -> File {
     let file = memfd_create("state", MemfdFlags::CLOEXEC).unwrap();
     let file = File::from(file);
     file.write_all_at(state, 0).unwrap();

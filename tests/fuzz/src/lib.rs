@@ -10,12 +10,14 @@ mod documents;
 mod fuse;
 mod images;
 mod input;
+mod kernel;
 mod mutate;
 mod queues;
 mod scratch;
 mod snapshot;
 mod transport;
 mod vsock;
+mod window;
 
 use std::path::Path;
 
@@ -49,7 +51,7 @@ impl Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 20] = [
     Target { name: "transport", run: transport::run, seeds: transport::seeds },
     Target { name: "rng_queue", run: queues::rng, seeds: queues::seeds },
     Target { name: "net_queue", run: queues::net, seeds: queues::seeds },
@@ -60,6 +62,8 @@ pub const TARGETS: [Target; 18] = [
     Target { name: "fuse_replies", run: fuse::replies, seeds: fuse::reply_seeds },
     Target { name: "fuse_requests", run: fuse::requests, seeds: fuse::request_seeds },
     Target { name: "fuse_saved", run: fuse::saved, seeds: fuse::saved_seeds },
+    Target { name: "fs_window", run: window::run, seeds: window::seeds },
+    Target { name: "kernel_file", run: kernel::run, seeds: kernel::seeds },
     Target { name: "snapshot", run: snapshot::run, seeds: snapshot::seeds },
     Target { name: "kernel_log", run: snapshot::kernel_log, seeds: snapshot::kernel_log_seeds },
     Target { name: "vm_spec", run: documents::vm_spec, seeds: documents::vm_spec_seeds },
