@@ -256,7 +256,7 @@ fn prepare(
         rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     }
     let home = (!has_home).then(|| user.home.as_deref().unwrap_or("/"));
-    let program = program::Program::new(&process.args, &process.env, home)?;
+    let program = program::Program::new(process, home)?;
     if report.gate.is_some() {
         program.find()?;
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_char};
 
+use bulkhead_protocol::rpc::agent::Process;
 use rustix::fs::{Access, AtFlags, CWD, FileType};
 use rustix::io::Errno;
 
@@ -59,13 +60,16 @@ impl ExecError {
 pub struct Program {
     name: String,
     path: String,
+    /// So many directories of `path` have nothing of that name, as the host has seen.
+    path_without: usize,
     args: Vec<CString>,
     env: Vec<CString>,
 }
 
 impl Program {
     /// Takes argv and environment; `home` becomes HOME.
-    pub fn new(args: &[String], env: &[String], home: Option<&str>) -> Result<Self, ExecError> {
+    pub fn new(process: &Process, home: Option<&str>) -> Result<Self, ExecError> {
+        let (args, env) = (&process.args, &process.env);
         let c_string = |s: String| CString::new(s).map_err(|_| ExecError::Nul);
         let name = args.first().filter(|name| !name.is_empty()).ok_or(ExecError::NoArguments)?;
         let path = env.iter().find_map(|var| var.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
@@ -73,6 +77,7 @@ impl Program {
         Ok(Self {
             name: name.clone(),
             path: path.to_owned(),
+            path_without: process.foreseen.get_or_default().path_without as usize,
             args: args.iter().cloned().map(c_string).collect::<Result<_, _>>()?,
             env: env.iter().cloned().chain(home).map(c_string).collect::<Result<_, _>>()?,
         })
@@ -136,9 +141,11 @@ impl Program {
         Err(ExecError::NotInPath { program: self.name.clone(), path: self.path.clone() })
     }
 
-    /// The files a name without a slash may mean, in PATH's order.
+    /// The files a name without a slash may mean, in PATH's order; last, to say what is wrong, those that
+    /// the host did not see.
     fn candidates(&self) -> impl Iterator<Item = Result<CString, ExecError>> {
-        self.path.split(':').map(|directory| {
+        let (directories, without) = (self.path.split(':'), self.path_without);
+        directories.clone().skip(without).chain(directories.take(without)).map(|directory| {
             let directory = if directory.is_empty() { "." } else { directory };
             CString::new(format!("{directory}/{}", self.name)).map_err(|_| ExecError::Nul)
         })
@@ -154,8 +161,13 @@ mod tests {
         words.iter().map(|&word| word.to_owned()).collect()
     }
 
+    fn program(args: &[&str], env: &[&str], home: Option<&str>) -> Result<Program, ExecError> {
+        let (args, env) = (strings(args), strings(env));
+        Program::new(&Process { args, env, ..Default::default() }, home)
+    }
+
     fn find(name: &str, path: &str) -> Result<(), ExecError> {
-        Program::new(&strings(&[name]), &strings(&[&format!("PATH={path}")]), None)?.find()
+        program(&[name], &[&format!("PATH={path}")], None)?.find()
     }
 
     #[test]
@@ -182,19 +194,31 @@ mod tests {
     }
 
     #[test]
+    fn what_the_host_did_not_see_is_tried_last() {
+        let mut program = program(&["a"], &["PATH=/x:/y:/z"], None).unwrap();
+        for (without, expected) in [
+            (0, [c"/x/a", c"/y/a", c"/z/a"]),
+            (2, [c"/z/a", c"/x/a", c"/y/a"]),
+            (9, [c"/x/a", c"/y/a", c"/z/a"]),
+        ] {
+            program.path_without = without;
+            let candidates: Vec<_> = program.candidates().map(Result::unwrap).collect();
+            assert_eq!(candidates, expected.map(ToOwned::to_owned));
+        }
+    }
+
+    #[test]
     fn what_cannot_be_passed_on_is_refused() {
-        assert_eq!(Program::new(&[], &[], None).unwrap_err(), ExecError::NoArguments);
-        assert_eq!(Program::new(&strings(&[""]), &[], None).unwrap_err(), ExecError::NoArguments);
-        assert_eq!(Program::new(&strings(&["a\0b"]), &[], None).unwrap_err(), ExecError::Nul);
-        assert_eq!(
-            Program::new(&strings(&["a"]), &strings(&["A=\0"]), None).unwrap_err(),
-            ExecError::Nul
-        );
+        let refusal = |args, env| program(args, env, None).unwrap_err();
+        assert_eq!(refusal(&[], &[]), ExecError::NoArguments);
+        assert_eq!(refusal(&[""], &[]), ExecError::NoArguments);
+        assert_eq!(refusal(&["a\0b"], &[]), ExecError::Nul);
+        assert_eq!(refusal(&["a"], &["A=\0"]), ExecError::Nul);
     }
 
     #[test]
     fn home_is_added_to_the_environment() {
-        let program = Program::new(&strings(&["a"]), &strings(&["A=1"]), Some("/root")).unwrap();
+        let program = program(&["a"], &["A=1"], Some("/root")).unwrap();
         assert_eq!(program.env, [c"A=1".to_owned(), c"HOME=/root".to_owned()]);
         assert_eq!(program.path, DEFAULT_PATH);
     }

@@ -42,18 +42,26 @@ pub struct Identity {
 
 impl Identity {
     /// Resolves the user of `process` in the current root directory. /etc/passwd is read only if
-    /// it can make a difference: there is a name to look up, or HOME is wanted (`want_home`).
+    /// it can make a difference, and the host has not done so: there is a name to look up, or HOME is
+    /// wanted (`want_home`).
     pub fn resolve(process: &Process, want_home: bool) -> Result<Self, UserError> {
         let user = process.user.get_or_default();
         let name = process.user_name.as_str();
-        let passwd =
-            if want_home || !name.is_empty() { read("/etc/passwd") } else { String::new() };
+        let foreseen = process.foreseen.get_or_default();
+        let text = |seen: &Option<Vec<u8>>, path| match seen {
+            Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            None => read(path),
+        };
+        let passwd = match want_home || !name.is_empty() {
+            true => text(&foreseen.passwd, "/etc/passwd"),
+            false => String::new(),
+        };
         if name.is_empty() {
             let home = Entry::find(&passwd, &user.uid.to_string()).map(|e| e.home.to_owned());
             let groups = user.additional_gids.clone();
             return Ok(Self { uid: user.uid, gid: user.gid, groups, home });
         }
-        let mut identity = lookup(name, &passwd, || read("/etc/group"))?;
+        let mut identity = lookup(name, &passwd, || text(&foreseen.group, "/etc/group"))?;
         identity.groups.extend(&user.additional_gids);
         Ok(identity)
     }
@@ -136,6 +144,7 @@ fn groups(file: &str) -> impl Iterator<Item = (&str, u32, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_protocol::rpc::agent::Foreseen;
     use proptest::prelude::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
@@ -167,6 +176,24 @@ mod tests {
         ] {
             assert_eq!(find(wanted), Ok(expected), "{wanted}");
         }
+    }
+
+    #[test]
+    fn what_the_host_has_seen_is_not_read_again() {
+        let foreseen = Foreseen {
+            passwd: Some(PASSWD.into()),
+            group: Some(GROUP.into()),
+            ..Default::default()
+        };
+        let mut process = Process { foreseen: Some(foreseen).into(), ..Default::default() };
+        process.user.mut_or_insert_default().uid = 33;
+        let home = |process: &Process| Identity::resolve(process, true).unwrap().home;
+        assert_eq!(home(&process).as_deref(), Some("/var/www"));
+        process.user_name = "www".to_owned();
+        let www = identity(33, 34, &[4], Some("/var/www"));
+        assert_eq!(Identity::resolve(&process, false), Ok(www));
+        process.foreseen.mut_or_insert_default().passwd = Some(Vec::new());
+        assert_eq!(Identity::resolve(&process, true), Err(UserError::NoUser("www".into())));
     }
 
     #[test]

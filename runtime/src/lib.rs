@@ -16,6 +16,7 @@ mod client;
 mod commands;
 mod delegate;
 mod facts;
+mod foresight;
 mod images;
 mod launch;
 mod machine_id;

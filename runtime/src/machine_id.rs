@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2};
@@ -30,6 +30,22 @@ pub enum Root<'a> {
     Open(BorrowedFd<'a>),
 }
 
+impl Root<'_> {
+    /// Looks at it.
+    pub fn look<T>(
+        self,
+        look: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        match self {
+            Root::Open(root) => look(root),
+            Root::At(path) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                look(rustix::fs::openat(CWD, path, flags, Mode::empty())?.as_fd())
+            }
+        }
+    }
+}
+
 /// The ID that a container with this root is to get; empty if it is to get none.
 pub fn for_container(root: Root<'_>) -> Result<String, MachineIdError> {
     if wants_one(root).unwrap_or(false) { fresh() } else { Ok(String::new()) }
@@ -48,17 +64,9 @@ pub fn fresh() -> Result<String, MachineIdError> {
 /// An error says that there is no such file, or none that is one.
 fn wants_one(root: Root<'_>) -> io::Result<bool> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let open = |root: BorrowedFd<'_>| {
-        // What it is comes first: to open a device may be to use it.
-        openat2(root, FILE, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
-    };
-    let file = match root {
-        Root::Open(root) => open(root),
-        Root::At(path) => {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            open(rustix::fs::openat(CWD, path, flags, Mode::empty())?.as_fd())
-        }
-    }?;
+    // What it is comes first: to open a device may be to use it.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = root.look(|root| openat2(root, FILE, flags, Mode::empty(), resolve))?;
     let stat = rustix::fs::fstat(&file)?;
     if !FileType::from_raw_mode(stat.st_mode).is_file() {
         return Ok(false);
@@ -66,13 +74,17 @@ fn wants_one(root: Root<'_>) -> io::Result<bool> {
     match usize::try_from(stat.st_size) {
         Ok(0) => Ok(true),
         Ok(len) if len <= UNINITIALIZED.len() + 1 => {
-            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
             let mut text = String::new();
-            File::open(path)?.take(len as u64).read_to_string(&mut text)?;
+            reopen(&file)?.take(len as u64).read_to_string(&mut text)?;
             Ok(text.trim_end_matches('\n') == UNINITIALIZED)
         }
         _ => Ok(false),
     }
+}
+
+/// Opens what an `O_PATH` descriptor stands for, to be read.
+pub fn reopen(file: &OwnedFd) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 #[cfg(test)]

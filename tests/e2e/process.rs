@@ -56,6 +56,25 @@ fn environment_directory_and_user_are_as_asked() {
 }
 
 #[test]
+fn what_volumes_bring_goes_before_the_root_s() {
+    let host = Host::new();
+    let home = |options: &[&str]| finish(host.run(options, &["sh", "-c", "echo $HOME"])).ok();
+    assert_eq!(home(&[]), "/root\n");
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = dir.path().join("uname");
+    std::fs::write(&program, "#!/bin/sh\necho the volume\n").expect("a program");
+    let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, all).expect("a program");
+    let passwd = dir.path().join("passwd");
+    std::fs::write(&passwd, "root:x:0:0::/elsewhere:/bin/sh\n").expect("a file");
+    let passwd = format!("{}:/etc/passwd", passwd.display());
+    assert_eq!(home(&["--volume", &passwd]), "/elsewhere\n");
+    assert_eq!(finish(host.run(&[], &["uname"])).ok(), "Linux\n");
+    let volume = format!("{}:/usr/local/bin", dir.path().display());
+    assert_eq!(finish(host.run(&["--volume", &volume], &["uname"])).ok(), "the volume\n");
+}
+
+#[test]
 fn two_vcpus_both_work() {
     let host = Host::new();
     let script = "nproc; grep -c ^processor /proc/cpuinfo; taskset 1 echo a; taskset 2 echo b";

@@ -28,7 +28,7 @@ use crate::session::{Cause, Ended, Session};
 use crate::state::{self, Root, StateError, VmDir};
 use crate::verdict::{self, VerdictError};
 use crate::vmm::{self, Course, Input, Vmm, VmmError};
-use crate::{EXIT_FAILED, launch, machine_id, plan, timeline};
+use crate::{EXIT_FAILED, foresight, launch, machine_id, plan, timeline};
 use bulkhead_vmm::signals::Signals;
 
 /// Exit codes of a command that cannot be executed, and of one that is not there, as in shells.
@@ -141,6 +141,7 @@ pub fn run(args: &RunArgs, root: &Root, cold: bool, started_ns: u64) -> Result<u
     let machine_id = machine_id::for_container(root)?;
     let container = ContainerSpec { network: Some(network.spec).into(), machine_id, ..container };
     let process = container.process.get_or_default().clone();
+    let container = foresight::add(root, container);
     let agent = match Agent::connect(&dir.socket(), container) {
         Ok(agent) => agent,
         Err(error) => return unreachable(vmm, error),
