@@ -264,7 +264,7 @@ impl<'a> Wiring<'a> {
     fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<Place, MachineError> {
         let index = self.mmio.len() as u32;
         let name = device.name();
-        let interrupt = self.vm.interrupt(layout::MMIO_GSI_BASE + index)?;
+        let interrupt = self.vm.interrupt(layout::MMIO_GSI_BASE + index);
         let transport = Transport::new(device, self.memory.clone(), interrupt)
             .map_err(|source| MachineError::Device { device: name, source })?;
         self.vm.notify_by(index, transport.queue_notifiers())?;
@@ -303,7 +303,7 @@ fn event_fd() -> io::Result<EventFd> {
 }
 
 fn serial(spec: &VmSpec, vm: &Vm) -> Result<Mutex<Serial>, MachineError> {
-    let line = vm.interrupt(layout::SERIAL_GSI)?;
+    let line = vm.interrupt(layout::SERIAL_GSI);
     let out = Lossy::new(io::stderr(), spec.limits.console.unwrap_or(CONSOLE_RATE));
     Ok(Mutex::new(Serial::new(Box::new(out), line)))
 }

@@ -9,7 +9,7 @@ use bulkhead_devices::{GuestMemory, Interrupt};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout;
 
@@ -30,9 +30,6 @@ pub enum VmError {
         /// What KVM answered.
         source: kvm_ioctls::Error,
     },
-    /// An eventfd.
-    #[error("cannot create an eventfd for a device: {0}")]
-    EventFd(#[source] io::Error),
 }
 
 fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
@@ -44,7 +41,7 @@ pub struct Vm {
     /// /dev/kvm.
     pub kvm: Kvm,
     /// The machine.
-    pub fd: VmFd,
+    pub fd: Arc<VmFd>,
     /// It has the old timer beside those of the local APICs.
     pub has_pit: bool,
     // KVM keeps reading and writing these mappings for as long as `fd` lives.
@@ -67,7 +64,7 @@ impl Vm {
         for (slot, region) in (0..).zip(memory.iter()) {
             map_region(&fd, slot, region)?;
         }
-        Ok(Self { kvm, fd, has_pit, memory, window: None })
+        Ok(Self { kvm, fd: Arc::new(fd), has_pit, memory, window: None })
     }
 
     /// Puts a window into the guest's address space, which must not reach into its memory. To be called
@@ -99,11 +96,9 @@ impl Vm {
         &self.memory
     }
 
-    /// Makes the interrupt line of a global system interrupt.
-    pub fn interrupt(&self, gsi: u32) -> Result<Arc<dyn Interrupt>, VmError> {
-        let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmError::EventFd)?;
-        self.fd.register_irqfd(&line, gsi).map_err(ioctl("KVM_IRQFD"))?;
-        Ok(Arc::new(Line(line)))
+    /// The interrupt line of a global system interrupt.
+    pub fn interrupt(&self, gsi: u32) -> Arc<dyn Interrupt> {
+        Arc::new(Line { vm: self.fd.clone(), gsi })
     }
 
     /// Lets KVM turn queue notifications of device number `index` into eventfd signals.
@@ -131,11 +126,17 @@ fn map_region(fd: &VmFd, slot: u32, region: &GuestRegionMmap<()>) -> Result<(), 
     unsafe { fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))
 }
 
-/// An interrupt line that KVM raises when its eventfd is signalled.
-struct Line(EventFd);
+/// An interrupt line. KVM_IRQ_LINE raises it on the spot; an irqfd that leads to the IOAPIC would do so in a
+/// worker thread of the host's kernel, woken for each interrupt.
+struct Line {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
 
 impl Interrupt for Line {
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        let set = |active| self.vm.set_irq_line(self.gsi, active);
+        let edge = set(true).and_then(|()| set(false));
+        edge.map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 }

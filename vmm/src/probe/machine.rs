@@ -93,10 +93,9 @@ pub struct Machine {
     sregs: kvm_sregs,
     events: kvm_vcpu_events,
     notified: EventFd,
-    line: EventFd,
     memory: GuestMemory,
     // Last: KVM goes on using the memory until the VM's descriptor is closed.
-    _vm: VmFd,
+    vm: VmFd,
 }
 
 impl Machine {
@@ -111,10 +110,8 @@ impl Machine {
         map(&vm, &memory)?;
         let flags = EFD_NONBLOCK | EFD_CLOEXEC;
         let notified = EventFd::new(flags).map_err(at("eventfd"))?;
-        let line = EventFd::new(flags).map_err(at("eventfd"))?;
         let address = IoEventAddress::Mmio(guest::MMIO + 8);
         vm.register_ioevent(&notified, &address, 0u32).map_err(at("KVM_IOEVENTFD"))?;
-        vm.register_irqfd(&line, PIN).map_err(at("KVM_IRQFD"))?;
         route(&vm)?;
         let vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
         if vcpu.get_tsc_khz().is_ok_and(|khz| khz == 0) {
@@ -125,12 +122,13 @@ impl Machine {
         enable_apic(&vcpu)?;
         let events = vcpu.get_vcpu_events().map_err(at("KVM_GET_VCPU_EVENTS"))?;
         let sregs = long_mode(vcpu.get_sregs().map_err(at("KVM_GET_SREGS"))?);
-        Ok(Self { vcpu, sregs, events, notified, line, memory, _vm: vm })
+        Ok(Self { vcpu, sregs, events, notified, memory, vm })
     }
 
-    /// Signals the eventfd that interrupts the guest at [`guest::DEVICE_VECTOR`].
+    /// Interrupts the guest at [`guest::DEVICE_VECTOR`].
     pub fn interrupt(&self) -> Result<(), MachineError> {
-        self.line.write(1).map_err(at("writing to an eventfd"))
+        let set = |active| self.vm.set_irq_line(PIN, active);
+        set(true).and_then(|()| set(false)).map_err(at("KVM_IRQ_LINE"))
     }
 
     /// How often the guest wrote to the place that KVM turns into an eventfd signal.

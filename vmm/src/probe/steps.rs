@@ -155,8 +155,8 @@ fn device_interrupt(machine: &mut Machine) -> Result<String, String> {
     machine.interrupt().map_err(|error| error.to_string())?;
     let seen = finished(machine.run(Label::DeviceInterrupt))?;
     match seen.regs.rbx == u64::from(guest::DEVICE_VECTOR) {
-        true => Ok("irqfd wakes the guest by the IOAPIC".to_owned()),
-        false => Err("the guest woke without the interrupt that irqfd raised".to_owned()),
+        true => Ok("an interrupt line wakes the guest by the IOAPIC".to_owned()),
+        false => Err("the guest woke without the interrupt that was raised".to_owned()),
     }
 }
 

@@ -67,7 +67,7 @@ impl InterruptStatus {
 
     fn raise(&self, bits: u32) {
         self.status.fetch_or(bits, Ordering::SeqCst);
-        // An eventfd refuses only when its counter is full, and then the line is up already.
+        // KVM refuses no line that the VM has.
         let _ = self.line.trigger();
     }
 }
