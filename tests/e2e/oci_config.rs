@@ -190,7 +190,12 @@ fn limits_are_set_inside_and_around() {
     let script = "cd /sys/fs/cgroup; cat memory.max memory.low pids.max cpu.max hugetlb.2MB.max; nproc; \
         awk '/MemTotal/ {print ($2 > 240000 && $2 < 290000)}' /proc/meminfo; cat /proc/self/cgroup; \
         read line";
+    let disk = fs::read_dir("/sys/block").expect("block devices").flatten().next().expect("one");
+    let disk = fs::read_to_string(disk.path().join("dev")).expect("its number");
+    let (major, minor) = disk.trim().split_once(':').expect("two numbers");
+    let [major, minor] = [major, minor].map(|number| number.parse::<i64>().expect("a number"));
     let resources = json!({
+        "blockIO": {"throttleWriteBpsDevice": [{"major": major, "minor": minor, "rate": 1 << 20}]},
         "memory": {"limit": 256 << 20, "reservation": 128 << 20},
         "cpu": {"quota": 150_000, "period": 100_000, "shares": 512},
         "pids": {"limit": 30},
@@ -212,6 +217,8 @@ fn limits_are_set_inside_and_around() {
     let max: u64 = read("memory.max").trim().parse().expect("a number");
     assert!(max > 300 << 20 && max < 500 << 20, "{max}");
     assert!(read("pids.max").trim().parse::<u32>().is_ok());
+    let io = format!("{major}:{minor} rbps=max wbps=1048576 riops=max wiops=max\n");
+    assert_eq!(read("io.max"), io);
     drop(stdin);
     let said = wait(child).stdout;
     let limits = "268435456\n134217728\n30\n150000 100000\n4194304\n";

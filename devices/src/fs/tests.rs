@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::rate_limiter::Rate;
-use crate::testing::{Driver, FREE_MEMORY, Used};
+use crate::testing::{Driver, FREE_MEMORY, Used, raw_descriptor};
 
 const HIPRIO: usize = 0;
 const REQUESTS: usize = 1;
@@ -306,6 +306,43 @@ fn bad_buffers_are_refused() {
         assert!(used.len == 0 || used.len == 16, "{chain:?}: {}", used.len);
     }
     assert!(worker.nothing_to_read());
+}
+
+/// By an indirect table, which may have more descriptors than the queue.
+#[test]
+fn a_chain_may_be_as_long_as_the_queue() {
+    const NEXT: u16 = 1;
+    const INDIRECT: u16 = 4;
+    let (mut driver, mut worker) = start();
+    let [table, at] = [0x1000, 0x8000].map(|offset| FREE_MEMORY.start + offset);
+    for count in [REQUEST_QUEUE_SIZE, REQUEST_QUEUE_SIZE + 1] {
+        let len = 48 - 1 + u32::from(count);
+        driver
+            .memory
+            .write_slice(&message(1, 8, &vec![7; len as usize - 40]), GuestAddress(at))
+            .unwrap();
+        for index in 0..count {
+            // The header and eight bytes in the first one, a byte in each of the others.
+            let (from, len) = if index == 0 { (at, 48) } else { (at + 47 + u64::from(index), 1) };
+            let next = if index + 1 == count { 0 } else { NEXT };
+            let descriptor = raw_descriptor(from, len, next, index + 1);
+            driver
+                .memory
+                .write_slice(&descriptor, GuestAddress(table + 16 * u64::from(index)))
+                .unwrap();
+        }
+        // Room for a reply is what a silent request does without.
+        driver.memory.write_slice(&FORGET.to_le_bytes(), GuestAddress(at + 4)).unwrap();
+        let queue = driver.queue(REQUESTS);
+        queue.write_descriptor(0, table, 16 * u32::from(count), INDIRECT, 0);
+        queue.publish(0);
+        driver.kick(REQUESTS);
+        driver.wait_used(REQUESTS);
+        match count > REQUEST_QUEUE_SIZE {
+            true => assert!(worker.nothing_to_read()),
+            false => assert_eq!(worker.read().body, vec![7; len as usize - 40]),
+        }
+    }
 }
 
 #[test]

@@ -65,3 +65,31 @@ fn rights(version: u32) -> u32 {
 fn checked(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Both at once, for a thread that was restricted can do little else.
+    #[test]
+    fn no_path_leads_anywhere_and_what_is_open_stays() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let open = File::open("/proc/version").unwrap();
+        // Restricts the calling thread alone.
+        let restricted = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            forbid_everything().unwrap();
+            let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+            let file = File::open("/proc/version").err().is_some_and(refused);
+            let socket = TcpStream::connect(address).err().is_some_and(refused);
+            (file, socket, open.metadata().is_ok())
+        });
+        let version = version().unwrap_or(0);
+        let refused = (version >= 1, version >= 4, true);
+        assert_eq!(restricted.join().unwrap(), refused, "version {version}");
+    }
+}
