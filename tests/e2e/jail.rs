@@ -185,7 +185,7 @@ fn limits_hold_for_files_memory_and_threads() {
         let line = limits.lines().find(|line| line.starts_with(name)).expect("the limit");
         line[name.len()..].split_whitespace().next().map(str::to_owned)
     };
-    assert_eq!(limit(waiting.vmm, "Max open files").as_deref(), Some("1024"));
+    assert_eq!(limit(waiting.vmm, "Max open files").as_deref(), Some("1536"));
     assert_eq!(limit(waiting.vmm, "Max processes").as_deref(), Some("9"));
     for pid in [waiting.vmm, waiting.worker] {
         assert_eq!(limit(pid, "Max core file size").as_deref(), Some("0"));

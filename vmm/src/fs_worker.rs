@@ -181,17 +181,27 @@ fn second_end(device: &OwnedFd) -> io::Result<UnixStream> {
     Ok(socket)
 }
 
-/// The share as the worker gets it: in a jail a mount of its own, whose ".." leads nowhere. A flat
-/// one takes such a mount to be without what is mounted below it.
+/// The share as a worker without a jail may have it: if such a mount is not needed, no privileges are.
 fn open_share(share: &Share, jail: WorkerJail) -> Result<OwnedFd, FsWorkerError> {
+    if !jail.is_on() && share.fd.is_none() && !share.flat && share.idmap.is_none() {
+        let opened = rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        return opened.map_err(|error| FsWorkerError::Share {
+            name: share.name.clone(),
+            path: share.source.clone(),
+            source: error.into(),
+        });
+    }
+    open(share)
+}
+
+/// Opens a share as a worker gets it: a mount of its own, cut out of this process's mount namespace, whose
+/// ".." leads nowhere, without what is mounted below it if it is flat, and with translated owners if it has
+/// such. Takes CAP_SYS_ADMIN in that namespace. An inherited descriptor is taken over as it is.
+pub fn open(share: &Share) -> Result<OwnedFd, FsWorkerError> {
     let path = || share.source.clone();
     let failed = |source| FsWorkerError::Share { name: share.name.clone(), path: path(), source };
     if let Some(fd) = share.fd {
         return take_inherited(fd).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EBADF)));
-    }
-    if !jail.is_on() && !share.flat && share.idmap.is_none() {
-        let opened = rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        return opened.map_err(|error| failed(error.into()));
     }
     let tree = Tree::cut_out(&share.source, share.readonly, share.flat).map_err(failed)?;
     if let Some(ids) = &share.idmap {

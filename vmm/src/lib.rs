@@ -26,6 +26,7 @@ pub mod program;
 mod running;
 mod save_point;
 mod saved;
+mod shares;
 pub mod signals;
 pub mod snapshot;
 mod spawn;

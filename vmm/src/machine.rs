@@ -35,6 +35,7 @@ use crate::memory::{self, MemoryError};
 use crate::net::{self, Place, Places};
 use crate::save_point::SavePoint;
 use crate::saved::{Order, Saved, Source};
+use crate::shares::Shares;
 use crate::snapshot::SnapshotError;
 use crate::spec::{CONSOLE_RATE, SpecError, VmSpec};
 use crate::timeline::Timeline;
@@ -89,6 +90,7 @@ pub struct Machine {
     pub(crate) events: Loop,
     pub(crate) control: Option<Arc<Mutex<Control>>>,
     pub(crate) places: Places,
+    pub(crate) shares: Shares,
     /// Where the guest stands to be saved, and what is to be done then.
     pub(crate) save_point: Arc<SavePoint>,
     pub(crate) order: Option<Order>,
@@ -110,10 +112,7 @@ impl Machine {
         let files = saved.as_ref().map_or(&[][..], |saved| &saved.state.files);
         // First, so that the worker starts while the VM is being built.
         let (fs_worker, fs_socket) = FsWorker::spawn(spec, files, jail.worker())?;
-        let memory = match &saved {
-            Some(saved) => saved.map_memory(spec)?,
-            None => memory::create(spec.memory_mib)?,
-        };
+        let memory = guest_memory(spec, saved.as_ref())?;
         let vm = vm_with_window(spec, &memory)?;
         timeline.mark("vm_created");
 
@@ -133,7 +132,7 @@ impl Machine {
             HostEvents::of(spec).map_err(device_error("host events"))?.unzip();
         let path = jail.socket(&spec.vsock);
         let vsock = vsock(spec, path, ready, guest_end, &ending, timeline)?;
-        wiring.add_all(spec, fs_device(fs_socket, vm.window()), vsock)?;
+        let files = wiring.add_all(spec, fs_device(fs_socket, vm.window()), vsock)?;
         let Wiring { mut events, mmio, places, .. } = wiring;
         events.add_subscriber(Arc::new(Mutex::new(ending.wake())));
         host_events.map(|host| events.add_subscriber(Arc::new(Mutex::new(host))));
@@ -163,6 +162,7 @@ impl Machine {
             events,
             control,
             places: places.into(),
+            shares: Shares::new(files, &spec.shares),
             save_point,
             order,
             timeline: timeline.clone(),
@@ -174,6 +174,13 @@ impl Machine {
             fs_worker,
         })
     }
+}
+
+fn guest_memory(spec: &VmSpec, saved: Option<&Saved>) -> Result<Arc<GuestMemory>, MachineError> {
+    Ok(match saved {
+        Some(saved) => saved.map_memory(spec)?,
+        None => memory::create(spec.memory_mib)?,
+    })
 }
 
 /// Where the guest is saved, and why it is to be from the beginning.
@@ -234,16 +241,22 @@ impl<'a> Wiring<'a> {
         Ok(Self { vm, memory, events, mmio: Vec::new(), places: Vec::new() })
     }
 
-    /// All of them, held to the spec's limits, in the order in which the guest finds them.
-    fn add_all(&mut self, spec: &VmSpec, fs: FsDevice, vsock: Vsock) -> Result<(), MachineError> {
+    /// All of them, held to the spec's limits, in the order in which the guest finds them. Returns where
+    /// the file device is.
+    fn add_all(
+        &mut self,
+        spec: &VmSpec,
+        fs: FsDevice,
+        vsock: Vsock,
+    ) -> Result<Place, MachineError> {
         let failed = |device| move |source| MachineError::Device { device, source };
         let limits = &spec.limits;
-        self.add(Box::new(fs.limited(&limits.fs).map_err(failed("fs"))?))?;
+        let files = self.add(Box::new(fs.limited(&limits.fs).map_err(failed("fs"))?))?;
         self.add(Box::new(vsock.limited(&limits.vsock).map_err(failed("vsock"))?))?;
         self.add(Box::new(Rng::limited(&limits.rng).map_err(failed("rng"))?))?;
         self.add_nets(spec)?;
         self.add(Box::new(Balloon::default()))?;
-        Ok(())
+        Ok(files)
     }
 
     fn add_nets(&mut self, spec: &VmSpec) -> Result<(), MachineError> {

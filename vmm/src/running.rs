@@ -24,6 +24,7 @@ use crate::ending::{Ended, Unexpected};
 use crate::jail::Policy;
 use crate::machine::{Machine, MachineError};
 use crate::saved::Order;
+use crate::shares::{self, Change, SharesError};
 use crate::vcpu;
 
 impl Machine {
@@ -75,6 +76,17 @@ impl Machine {
                 Request::Resume => self.resume(),
                 Request::Stats => self.stats(started),
                 Request::Plug { mac, mtu } => self.plug(mac, mtu, descriptors.pop()),
+                Request::Share { shares } => {
+                    self.shares.want(client, Change::Add(shares, descriptors));
+                    continue;
+                }
+                Request::Unshare { names } => {
+                    self.shares.want(client, Change::Remove(names));
+                    continue;
+                }
+                Request::Snapshot { .. } if self.shares.any() => {
+                    refuse(&format!("the VM cannot be saved: {}", shares::NOT_SAVED))
+                }
                 Request::Snapshot { then } => {
                     let ordered = self.order.as_ref().and_then(|order| order.client);
                     match Order::of_client(client, descriptors, then) {
@@ -91,6 +103,10 @@ impl Machine {
                 }
             };
             control.answer(client, &response);
+        }
+        for (client, result) in self.shares.go_on(&mut self.events) {
+            let refused = |error: SharesError| refuse(&error.to_string());
+            control.answer(client, &result.map_or_else(refused, |()| Response::Done));
         }
     }
 

@@ -12,6 +12,7 @@ use bulkhead_devices::virtio::mmio::Transport;
 
 use crate::control::{ClientId, Then};
 use crate::machine::{Machine, MachineError};
+use crate::shares;
 use crate::snapshot::{
     self, Cpu, InterruptState, OwnPages, SnapshotError, VcpuState, VmState, WorkingSet,
 };
@@ -123,6 +124,7 @@ fn files_error(error: io::Error) -> SnapshotError {
         Some(libc::ESTALE) => {
             SnapshotError::Busy("a program or library that its guest has mapped was deleted")
         }
+        Some(libc::EBUSY) => SnapshotError::Busy(shares::NOT_SAVED),
         _ => SnapshotError::Files(error),
     }
 }

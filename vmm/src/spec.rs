@@ -336,6 +336,12 @@ pub enum SpecError {
     },
 }
 
+/// Whether a share may be called `name`: as an entry of a directory.
+pub fn is_share_name(name: &str) -> bool {
+    let component = !name.is_empty() && name != "." && name != "..";
+    component && name.len() <= 255 && !name.contains(['/', '\0'])
+}
+
 impl VmSpec {
     /// The inherited descriptors it names. Strict VMMs close all others above stderr first of all.
     pub fn inherited_fds(&self) -> impl Iterator<Item = i32> {
@@ -379,12 +385,7 @@ impl VmSpec {
         }
         for (i, share) in self.shares.iter().enumerate() {
             let name = share.name.as_str();
-            let plain = !name.is_empty()
-                && name.len() <= 255
-                && name != "."
-                && name != ".."
-                && !name.contains(['/', '\0']);
-            if !plain || self.shares[..i].iter().any(|other| other.name == name) {
+            if !is_share_name(name) || self.shares[..i].iter().any(|other| other.name == name) {
                 return Err(SpecError::ShareName(name.to_owned()));
             }
         }

@@ -16,12 +16,13 @@ use rustix::io::retry_on_intr;
 use rustix::net::{Shutdown, shutdown};
 
 use super::mapping::{self, Mapping, Verdict};
+use super::monitors::Monitors;
 use super::receiving::Receiving;
 use super::request::{Refused, Request};
 use super::slots::Slots;
 use super::transfer;
 use super::window::Window;
-use super::wire::{HEADER_LEN_OUT, OutHeader, WITH_FILE};
+use super::wire::{HEADER_LEN_OUT, MONITORS, OutHeader, WITH_FILE};
 use crate::GuestMemory;
 
 /// How long the worker may take over one file of a restored guest: it may still be on its way up.
@@ -53,14 +54,16 @@ pub struct Channel {
     dead: Option<i32>,
     /// Where files are mapped.
     window: Option<Window>,
+    monitors: Monitors,
 }
 
 /// A message that the socket did not take at once.
 enum Sending {
     /// A request, of which `sent` bytes are gone; in flight as `number` if it gets a reply.
     Request { request: Request, number: Option<u64>, sent: usize },
-    /// The rest of a request that a reset took from the guest.
-    Bytes { bytes: Vec<u8>, sent: usize },
+    /// The rest of a request that a reset took from the guest; or the monitor's own, with what files are
+    /// still to go with it.
+    Bytes { bytes: Vec<u8>, sent: usize, files: Vec<OwnedFd> },
 }
 
 impl Channel {
@@ -76,6 +79,7 @@ impl Channel {
             spare: Vec::new(),
             dead: None,
             window: None,
+            monitors: Monitors::default(),
         }
     }
 
@@ -101,7 +105,11 @@ impl Channel {
 
     /// No request is on its way, with the worker or on its way back.
     pub fn is_idle(&self) -> bool {
-        self.sending.is_none() && self.slots.is_empty() && self.orphans == 0 && self.done.is_empty()
+        self.sending.is_none()
+            && self.slots.is_empty()
+            && self.orphans == 0
+            && self.done.is_empty()
+            && self.monitors.is_idle()
     }
 
     /// The socket took no more; no request can be submitted until [`Self::flush`] got it to.
@@ -155,9 +163,36 @@ impl Channel {
         self.flush(Some(memory));
     }
 
-    /// Sends what is left of the message being sent, as far as the socket takes it.
+    /// Sends a request of the monitor's own among the guest's; see [`Monitors::ask`].
+    pub fn ask(
+        &mut self,
+        memory: Option<&GuestMemory>,
+        bytes: Vec<u8>,
+        files: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        self.monitors.ask(bytes, files)?;
+        if let Some(errno) = self.dead {
+            self.monitors.end(errno);
+        }
+        self.flush(memory);
+        Ok(())
+    }
+
+    /// See [`Monitors::take_answer`].
+    pub fn take_answer(&mut self) -> Option<io::Result<()>> {
+        self.monitors.take_answer()
+    }
+
+    /// Sends what is left of the message being sent, as far as the socket takes it, and then what the
+    /// monitor asks for.
     pub fn flush(&mut self, memory: Option<&GuestMemory>) {
-        while let Some(sending) = &mut self.sending {
+        loop {
+            if self.sending.is_none()
+                && let Some((bytes, files)) = self.monitors.take_wanted()
+            {
+                self.sending = Some(Sending::Bytes { bytes, sent: 0, files });
+            }
+            let Some(sending) = &mut self.sending else { return };
             match sending.send(&self.socket, memory) {
                 Ok(false) => {}
                 Ok(true) => self.sent(),
@@ -217,6 +252,9 @@ impl Channel {
     ) -> io::Result<Option<Request>> {
         // Before anything else: it must not be left for the next reply that brings one.
         let file = self.receiving.file_of(header);
+        if header.unique == MONITORS && self.monitors.answer(header) {
+            return Ok(None);
+        }
         match (self.slots.take(header.unique & !WITH_FILE), memory) {
             (Some(request), Some(memory)) if fits(&request, header) => {
                 let mapped = match request.mapping.filter(|_| header.error == 0) {
@@ -289,13 +327,16 @@ impl Channel {
     /// has been sent a part of, it is sent the rest of; what it still answers is swallowed.
     pub fn abandon(&mut self, memory: &GuestMemory) {
         self.done.clear();
-        if let Some(Sending::Request { request, number, sent }) = self.sending.take() {
-            let bytes = request.copy(memory);
-            if let Some(number) = number {
-                self.slots.fill(number, request);
+        self.sending = match self.sending.take() {
+            Some(Sending::Request { request, number, sent }) => {
+                let bytes = request.copy(memory);
+                if let Some(number) = number {
+                    self.slots.fill(number, request);
+                }
+                Some(Sending::Bytes { bytes, sent, files: Vec::new() })
             }
-            self.sending = Some(Sending::Bytes { bytes, sent });
-        }
+            bytes => bytes,
+        };
         self.orphans += self.slots.drain().count();
         self.receiving.abandon();
     }
@@ -303,6 +344,7 @@ impl Channel {
     /// Ends the connection: everything fails with `errno`, now and later.
     fn end(&mut self, memory: Option<&GuestMemory>, errno: i32) {
         self.dead = Some(errno);
+        self.monitors.end(errno);
         // The worker sees it and ends too. Not connected is as good.
         let _ = shutdown(&self.socket, Shutdown::Both);
         let mut left: Vec<Request> = self.slots.drain().collect();
@@ -345,8 +387,9 @@ impl Sending {
                 *sent += transfer::send(socket, front, memory, &request.readable, skip)?;
                 Ok(*sent == request.header.len() as usize)
             }
-            Self::Bytes { bytes, sent } => {
-                *sent += transfer::send_bytes(socket, &bytes[*sent..])?;
+            Self::Bytes { bytes, sent, files } => {
+                *sent += transfer::send_files(socket, &bytes[*sent..], files)?;
+                files.clear();
                 Ok(*sent == bytes.len())
             }
         }

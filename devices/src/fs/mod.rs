@@ -19,6 +19,7 @@
 
 mod channel;
 mod mapping;
+mod monitors;
 mod receiving;
 mod request;
 mod slots;
@@ -38,6 +39,7 @@ use virtio_queue::{Queue, QueueT};
 
 use self::channel::Channel;
 use self::mapping::Mapping;
+pub use self::transfer::FILES_MAX;
 pub use self::window::{SLOT_LEN, Window};
 use crate::GuestMemory;
 use crate::rate_limiter::{RateLimiter, RateLimits};
@@ -96,6 +98,27 @@ impl FsDevice {
     pub fn with_window(mut self, window: Window) -> Self {
         self.channel.set_window(window);
         self
+    }
+
+    /// Asks the worker for what no guest may, with up to [`FILES_MAX`] files, while the guest's requests go
+    /// on: `bytes` are a whole FUSE message but for its number. [`FsDevice::take_answer`] tells what
+    /// became of it, some time after the event loop has run. EBUSY until then.
+    pub fn ask(
+        &mut self,
+        bytes: Vec<u8>,
+        files: Vec<OwnedFd>,
+        ops: &mut EventOps,
+    ) -> io::Result<()> {
+        let memory = self.active.as_ref().map(|active| &*active.memory);
+        self.channel.ask(memory, bytes, files)?;
+        self.take_requests(ops);
+        Ok(())
+    }
+
+    /// The worker's answer to [`FsDevice::ask`], once it is there: the error is the worker's, or the
+    /// connection has ended.
+    pub fn take_answer(&mut self) -> Option<io::Result<()>> {
+        self.channel.take_answer()
     }
 
     /// Takes requests from every queue while the socket takes them, and signals the driver.

@@ -1,6 +1,7 @@
 //! The device between a mock driver and a worker that the test plays itself.
 
 mod copy;
+mod monitors;
 mod window;
 
 use std::io::{ErrorKind, Read, Write};
@@ -257,14 +258,17 @@ fn refused_requests_get_eio_and_go_nowhere() {
     long[0] += 1;
     let mut short = good.clone();
     short[0] -= 1;
-    let monitors = message(0x424b_0001, 8, b"");
+    let [save, share, unshare] =
+        [1, 2, 3].map(|code| message(0x424b_0000 + code, 8, b"\0\0\0\0name\0"));
     for (readable, writable, answer) in [
         (&long[..], &[16, 64][..], Some(EIO)), // announces more than there is
         (&short, &[16, 64], Some(EIO)),        // or less
         (&good[..39], &[16, 64], Some(EIO)),   // half a header
         (&[], &[16, 64], Some(EIO)),           // none
-        (&monitors, &[16, 64], Some(EIO)),     // what the monitor alone may ask for
-        (&good, &[15], None),                  // no room for a reply
+        (&save, &[16, 64], Some(EIO)),         // what the monitor alone may ask for
+        (&share, &[16, 64], Some(EIO)),
+        (&unshare, &[16, 64], Some(EIO)),
+        (&good, &[15], None), // no room for a reply
         (&good, &[], None),
     ] {
         let readable: Vec<&[u8]> = if readable.is_empty() { vec![] } else { vec![readable] };

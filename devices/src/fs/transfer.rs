@@ -1,12 +1,15 @@
 //! System calls between guest memory and the socket: bytes go straight from one to the other.
 //! Everything unsafe of the device is here.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::retry_on_intr;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use vm_memory::GuestMemoryBackend;
 
 use super::request::{Segment, rest};
@@ -16,6 +19,9 @@ use crate::iovec::retry;
 /// The most buffers of one system call: a readahead of 128 KiB, page by page, and then some. What
 /// is left over is for the next call.
 const BUFFERS_MAX: usize = 64;
+
+/// The most files that go with a message.
+pub const FILES_MAX: usize = 128;
 
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
@@ -73,6 +79,19 @@ pub fn send_bytes(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
         // SAFETY: the kernel reads `bytes.len()` bytes from `bytes`.
         unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), FLAGS) }
     })
+}
+
+/// The same, with up to [`FILES_MAX`] `files` that come along if anything is sent.
+pub fn send_files(socket: &OwnedFd, bytes: &[u8], files: &[OwnedFd]) -> io::Result<usize> {
+    let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let parts = [IoSlice::new(bytes)];
+    Ok(retry_on_intr(|| sendmsg(socket, &parts, &mut control, flags))?)
 }
 
 /// Receives to `bytes`, as [`receive`] does, and files that come along.

@@ -29,6 +29,9 @@ const BATCH_FORGET: u32 = 42;
 /// the next.
 pub const WITH_FILE: u64 = 1 << 63;
 
+/// The number of the monitor's own request, of which there is one at a time. No slot has it.
+pub const MONITORS: u64 = 1;
+
 /// Request codes from here on are not FUSE's, which ends at CUSE's 4096 but for INIT with its bytes
 /// swapped: they pass between monitor and file server.
 const MONITORS_MIN: u32 = 0x424b_0000;

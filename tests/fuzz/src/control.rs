@@ -39,5 +39,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let line = format!("{{\"verb\":\"{verb}\"}}\n");
         [&[0, line.len() as u8][..], line.as_bytes()].concat()
     };
-    vec![[line("pause"), line("stats"), line("resume"), line("none")].concat()]
+    let share = "share\",\"shares\":[{\"name\":\"v0\",\"readonly\":true}],\"x\":\"";
+    let unshare = "unshare\",\"names\":[\"v0\"],\"x\":\"";
+    vec![
+        [line("pause"), line("stats"), line("resume"), line("none")].concat(),
+        [line(share), line(unshare)].concat(),
+    ]
 }

@@ -108,7 +108,7 @@ impl Server {
     pub(crate) fn statfs(&self, request: Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         // The root stands for the first share: `df` of the mount point then says something.
         let inode = if self.root.is(request.header.nodeid) {
-            self.root.inodes().next().cloned().ok_or(Errno::NOSYS)?
+            self.root.inodes().into_iter().next().ok_or(Errno::NOSYS)?
         } else {
             self.inodes.get(request.header.nodeid)?
         };
@@ -139,7 +139,7 @@ impl Server {
         put_entry_for(reply, inode, stat, self.options.entry_timeout, self.options.attr_timeout)
     }
 
-    /// As [`Self::put_entry`], for a share's root, whose name never changes.
+    /// As [`Self::put_entry`], for the root of a share that was there from the beginning, whose name never changes.
     pub(crate) fn put_share(
         &self,
         reply: &mut Reply<'_>,

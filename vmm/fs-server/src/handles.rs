@@ -1,6 +1,6 @@
 //! What the guest has open.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -50,6 +50,17 @@ pub struct Handles {
     open: Mutex<HashMap<u64, Handle>>,
     last: AtomicU64,
     max: usize,
+}
+
+impl Handle {
+    /// Its inode's ID; 0, no inode's, if it is lost.
+    fn node(&self) -> u64 {
+        match self {
+            Self::File(file) => file.node,
+            Self::Dir(dir) => dir.node,
+            Self::Lost => 0,
+        }
+    }
 }
 
 impl Handles {
@@ -110,6 +121,13 @@ impl Handles {
     pub fn remove(&self, number: u64) -> Result<(), Errno> {
         let removed = lock(&self.open).remove(&number);
         removed.map(drop).ok_or(Errno::BADF)
+    }
+
+    /// Closes those of `nodes`.
+    pub fn close(&self, nodes: &HashSet<u64>) {
+        let of_them = |_: &u64, handle: &mut Handle| nodes.contains(&handle.node());
+        let closed: Vec<_> = lock(&self.open).extract_if(of_them).collect();
+        drop(closed);
     }
 
     /// Closes everything.

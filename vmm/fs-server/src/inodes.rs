@@ -8,7 +8,7 @@
 //! A descriptor pins its file, so the host cannot give the inode number to another file while the
 //! guest knows it. Node IDs count up and are never used twice.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,7 +118,7 @@ struct Entry {
     inode: Arc<Inode>,
     key: Key,
     lookups: u64,
-    /// A share's root: known for good.
+    /// A share's root: known as long as there is the share.
     pinned: bool,
     /// Slots of the window that are kept for it.
     slots: u64,
@@ -145,6 +145,8 @@ struct Table {
     /// Files that were mapped until they were written to, the last one first. The guest's kernel looks
     /// one up twice before it tries again, and forgets it in between.
     written: VecDeque<Key>,
+    /// Shares that are no more: a request that was under way finds nothing more of them.
+    gone: HashSet<usize>,
 }
 
 /// All inodes.
@@ -198,10 +200,14 @@ impl Inodes {
         (room && !taken).then(|| table.insert(found, id, beginning))
     }
 
-    /// Counts one lookup of a file, which becomes known if it was not; ENFILE if too many are. The guest
+    /// Counts one lookup of a file, which becomes known if it was not; ENFILE if too many are, ESTALE if
+    /// its share is no more. The guest
     /// maps it if it is `code` and there is room in the window.
     pub fn add(&self, found: Found, code: bool) -> Result<Arc<Inode>, Errno> {
         let mut table = lock(&self.table);
+        if table.gone.contains(&found.share) {
+            return Err(Errno::STALE);
+        }
         let id = table.by_key.get(&Key::of(&found)).copied();
         if let Some(entry) = id.and_then(|id| table.by_id.get_mut(&id)) {
             entry.lookups = entry.lookups.saturating_add(1);
@@ -252,6 +258,20 @@ impl Inodes {
         };
         // Outside the lock: closing a deleted file's last descriptor takes its time.
         drop(forgotten);
+    }
+
+    /// Forgets a share for good, its root and all; returns the IDs.
+    pub fn remove_share(&self, share: usize) -> HashSet<u64> {
+        let removed: Vec<(u64, Entry)> = {
+            let mut table = lock(&self.table);
+            table.gone.insert(share);
+            table.by_key.retain(|key, _| key.share != share);
+            let of_it = |_: &u64, entry: &mut Entry| entry.inode.share == share;
+            let removed: Vec<_> = table.by_id.extract_if(of_it).collect();
+            table.slots_left += removed.iter().map(|(_, entry)| entry.slots).sum::<u64>();
+            removed
+        };
+        removed.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Forgets everything but the shares' roots.

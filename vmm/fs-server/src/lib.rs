@@ -29,7 +29,7 @@
 //! | a request, a reply | 1 MiB of file data and the headers (`wire::MESSAGE_MAX`); eight at a time |
 //! | a name; an attribute's name | 255 bytes (attributes': the host's kernel) |
 //! | an attribute's value; a list of attributes | 64 KiB each, one a request |
-//! | known inodes, open files and directories | [`limits::Budget`], of [`Options::open_files_max`] |
+//! | known inodes (added shares are among them), open files and directories | [`limits::Budget`], of [`Options::open_files_max`] |
 //! | listings between two requests | 1024 directories' of 8 KiB |
 //! | locks | none: the guest's kernel keeps them |
 //! | names, attributes and bytes on the host's disk | the file system's: give it a quota (a project's, or a file system of its own). A budget of the server's own would have to know what is there already, whoever made it, and to charge every change to it |
@@ -46,7 +46,7 @@
 //! | CVE-2026-47243 | a server without sandbox and filter: links made by the guest led out of the share | `hostile names_in_symlink`, `fuse_symlinks_out`; `tests/hostile.rs names_never_leave_their_directory`; `e2e the_root_is_empty_and_read_only`, `no_thread_has_a_capability_or_is_without_a_filter` |
 //!
 //! What the guest sees: one file system whose root is a read-only directory with an entry for each
-//! [`ShareRoot`]. The guest's kernel checks permissions (mount with `default_permissions`, as
+//! [`ShareRoot`], also for those that the monitor adds later ([`share_request`]). The guest's kernel checks permissions (mount with `default_permissions`, as
 //! virtio-fs always does), keeps POSIX and BSD locks (they hold within one VM only), and caches
 //! data and attributes for [`Options::attr_timeout`]; entries that do not exist are not cached.
 //! An open drops the guest's cached pages if the file changed since it was last opened, so a file
@@ -69,6 +69,7 @@ mod credentials;
 mod dir;
 mod dirents;
 mod handles;
+mod incoming;
 mod inodes;
 mod io;
 pub mod limits;
@@ -77,6 +78,7 @@ mod namespace;
 mod pool;
 mod root;
 mod server;
+mod shares;
 mod state;
 mod wire;
 mod xattr;
@@ -85,6 +87,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+pub use shares::{SHARES_MAX, share_request, unshare_request};
 pub use state::{STATE_MAX, save};
 
 /// A host directory, or a single file, that the guest sees by name in the root directory.

@@ -30,7 +30,10 @@ impl Server {
         if self.root.is(request.header.nodeid) {
             let inode = self.root.find(name)?;
             let stat = stat(&inode.fd)?;
-            return self.put_share(reply, inode, &stat);
+            return match self.root.is_added(inode.share) {
+                true => self.put_entry(reply, &inode, &stat),
+                false => self.put_share(reply, &inode, &stat),
+            };
         }
         let dir = self.inodes.get(request.header.nodeid)?;
         self.enter(reply, &dir, name)

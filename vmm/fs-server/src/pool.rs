@@ -28,6 +28,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use crate::ServeError;
 use crate::buffer::Buffer;
+use crate::incoming::Incoming;
 use crate::inodes::lock;
 use crate::server::{Request, Server};
 use crate::wire::{Args, HEADER_LEN_IN, MESSAGE_MAX, ReadIn, Reply, op};
@@ -48,7 +49,7 @@ const WARY: u32 = 64;
 /// How long large buffers stay ready for the next large request.
 const LINGER: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-type Requests<'s> = BufReader<&'s UnixStream>;
+type Requests<'s> = BufReader<Incoming<'s>>;
 
 /// What the threads pass on.
 struct Pool<'s> {
@@ -76,11 +77,13 @@ struct Lead<'s> {
 struct Buffers {
     request: Buffer,
     reply: Buffer,
+    /// What came with the request.
+    files: Vec<OwnedFd>,
 }
 
 /// Serves until the socket closes.
 pub fn run(server: &Server, socket: UnixStream, threads_max: usize) -> Result<(), ServeError> {
-    let reader = Some(BufReader::with_capacity(READ_AHEAD, &socket));
+    let reader = Some(BufReader::with_capacity(READ_AHEAD, Incoming::new(&socket)));
     let pool = Pool {
         server,
         socket: &socket,
@@ -110,6 +113,9 @@ impl<'s> Pool<'s> {
                     // read_request reads a header at least.
                     continue;
                 };
+                if request.header.opcode == op::SHARE {
+                    buffers.files = reader.get_mut().take_files();
+                }
                 let others_wait = !reader.buffer().is_empty();
                 let kept = if self.may_take_long(&request, others_wait) {
                     self.hand_over(scope, reader)
@@ -152,7 +158,8 @@ impl<'s> Pool<'s> {
 
     /// Carries out the request in `buffers` and sends the reply, if there is to be one.
     fn answer(&self, buffers: &mut Buffers, len: usize) -> io::Result<()> {
-        let Some(request) = Request::parse(&buffers.request[..len]) else { return Ok(()) };
+        let Some(mut request) = Request::parse(&buffers.request[..len]) else { return Ok(()) };
+        request.files = std::mem::take(&mut buffers.files);
         let header = request.header;
         let begun = Instant::now();
         let mut reply = Reply::new(&mut buffers.reply);
@@ -247,7 +254,8 @@ impl<'s> Pool<'s> {
 
 impl Buffers {
     fn new() -> Result<Self, ServeError> {
-        Ok(Self { request: Buffer::new(MESSAGE_MAX)?, reply: Buffer::new(MESSAGE_MAX)? })
+        let (request, reply) = (Buffer::new(MESSAGE_MAX)?, Buffer::new(MESSAGE_MAX)?);
+        Ok(Self { request, reply, files: Vec::new() })
     }
 
     fn is_large(&self) -> bool {

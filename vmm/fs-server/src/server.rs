@@ -65,13 +65,15 @@ pub struct Server {
 pub struct Request<'a> {
     pub(crate) header: InHeader,
     pub(crate) args: Args<'a>,
+    /// What came with it: the monitor's alone.
+    pub(crate) files: Vec<OwnedFd>,
 }
 
 impl<'a> Request<'a> {
     /// Takes apart a whole message; `None` if it is shorter than a header.
     pub fn parse(message: &'a [u8]) -> Option<Self> {
         let header = InHeader::parse(message)?;
-        Some(Self { header, args: Args::new(&message[HEADER_LEN_IN..]) })
+        Some(Self { header, args: Args::new(&message[HEADER_LEN_IN..]), files: Vec::new() })
     }
 }
 
@@ -137,6 +139,8 @@ impl Server {
             op::READDIR => self.readdir(request, reply, false),
             op::READDIRPLUS => self.readdir(request, reply, true),
             op::SAVE => self.save(reply),
+            op::SHARE => self.share(request),
+            op::UNSHARE => self.unshare(request),
             op::GETXATTR => self.getxattr(request, reply),
             op::SETXATTR => self.setxattr(request),
             op::LISTXATTR => self.listxattr(request, reply),

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{LINE_MAX, Request, Response, Stats, Then, descriptor};
+use super::{LINE_MAX, Request, Response, ShareEntry, Stats, Then, descriptor};
 
 /// How long a VM may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -34,6 +34,17 @@ pub enum ClientError {
     /// The VM's own words.
     #[error("the VM refused: {0}")]
     Refused(String),
+}
+
+/// A share to be added; see [`Request::Share`].
+#[derive(Clone, Copy, Debug)]
+pub struct NewShare<'a> {
+    /// Its name in the root directory of the virtio-fs mount.
+    pub name: &'a str,
+    /// Refuses every write on the host's side.
+    pub readonly: bool,
+    /// A directory or file, as [`crate::fs_worker::open`] returns it.
+    pub fd: BorrowedFd<'a>,
 }
 
 /// A connection to a VM's control socket; its calls wait for the answer.
@@ -77,12 +88,22 @@ impl Client {
         mtu: Option<u16>,
         tap: BorrowedFd<'_>,
     ) -> Result<(), ClientError> {
-        let line = line(Request::Plug { mac, mtu })?;
-        let sent = descriptor::send(&self.0, &line, &[tap]).map_err(ClientError::Broken)?;
-        match self.call(&line[sent..])? {
-            Response::Done => Ok(()),
-            _ => Err(ClientError::Nonsense),
-        }
+        self.done_with(Request::Plug { mac, mtu }, &[tap])
+    }
+
+    /// Shows the guest more files; see [`Request::Share`].
+    pub fn share(&mut self, shares: &[NewShare<'_>]) -> Result<(), ClientError> {
+        let entry = |share: &NewShare<'_>| ShareEntry {
+            name: share.name.to_owned(),
+            readonly: share.readonly,
+        };
+        let files: Vec<_> = shares.iter().map(|share| share.fd).collect();
+        self.done_with(Request::Share { shares: shares.iter().map(entry).collect() }, &files)
+    }
+
+    /// Takes such shares away; see [`Request::Unshare`].
+    pub fn unshare(&mut self, names: &[String]) -> Result<(), ClientError> {
+        self.done(Request::Unshare { names: names.to_owned() })
     }
 
     /// Has the VM saved to files when its agent next stands still; see [`Request::Snapshot`].
@@ -107,6 +128,15 @@ impl Client {
 
     fn done(&mut self, request: Request) -> Result<(), ClientError> {
         match self.call(&line(request)?)? {
+            Response::Done => Ok(()),
+            _ => Err(ClientError::Nonsense),
+        }
+    }
+
+    fn done_with(&mut self, request: Request, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        let line = line(request)?;
+        let sent = descriptor::send(&self.0, &line, files).map_err(ClientError::Broken)?;
+        match self.call(&line[sent..])? {
             Response::Done => Ok(()),
             _ => Err(ClientError::Nonsense),
         }

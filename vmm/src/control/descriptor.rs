@@ -11,7 +11,7 @@ use rustix::net::{
 };
 
 /// The most that come with a request.
-pub const DESCRIPTORS_MAX: usize = 4;
+pub const DESCRIPTORS_MAX: usize = super::SHARES_MAX;
 
 /// Sends some of `bytes`, one at least, and up to [`DESCRIPTORS_MAX`] `descriptors` with them; returns
 /// how many bytes.

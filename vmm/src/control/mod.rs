@@ -5,6 +5,8 @@
 //! {"verb":"resume"}    {"result":"done"}
 //! {"verb":"stats"}     {"result":"stats","paused":false,"vcpus":1,"memory_mib":128,...}
 //! {"verb":"plug","mac":[2,0,0,0,0,1],"mtu":1500} and a tap   {"result":"done"}
+//! {"verb":"share","shares":[{"name":"v0","readonly":true}]} and a directory or file for each   {"result":"done"}
+//! {"verb":"unshare","names":["v0"]}   {"result":"done"}
 //! {"verb":"snapshot","then":"end"} and two files     {"result":"ready"}, {"result":"done"}
 //! {"verb":"freeze"}    {"result":"refused","message":"..."}
 //! ```
@@ -19,14 +21,15 @@ mod server;
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{Client, ClientError};
+pub use bulkhead_fs_server::SHARES_MAX;
+pub use client::{Client, ClientError, NewShare};
 pub use server::{ClientId, Command, Control};
 
-/// The longest line either side takes, bytes.
-pub const LINE_MAX: usize = 4096;
+/// The longest line either side takes, bytes: [`SHARES_MAX`] shares with names of 255.
+pub const LINE_MAX: usize = 64 << 10;
 
 /// What a client asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Stops all vCPUs; nothing is to do if they are stopped already.
@@ -44,6 +47,19 @@ pub enum Request {
         /// The most bytes of a frame's payload; the driver's default if not given.
         mtu: Option<u16>,
     },
+    /// Shows the guest more files, in the root directory of its virtio-fs mount; all of these or none. A
+    /// descriptor for each comes with the line, in this order, as [`crate::spec::Share::fd`] has it. The VM
+    /// is not saved as long as it has any.
+    Share {
+        /// 1 to [`SHARES_MAX`].
+        shares: Vec<ShareEntry>,
+    },
+    /// Takes such shares away, all of these or none, and closes what the guest has open of them. What it has mapped
+    /// of their programs stays until it lets go of that.
+    Unshare {
+        /// Their names, 1 to [`SHARES_MAX`].
+        names: Vec<String>,
+    },
     /// Saves the VM when its agent next stands still (save_point.rs): state and memory, to the empty
     /// files that come with the line; only the difference from a third, if the VM's memory is a mapping of
     /// that, which the fourth is to tell: /proc/PID/pagemap. [`Response::Ready`] comes first, [`Response::Done`] when it is
@@ -52,6 +68,17 @@ pub enum Request {
         /// What becomes of the VM.
         then: Then,
     },
+}
+
+/// A share to be added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareEntry {
+    /// Its name, as [`crate::spec::Share::name`]; unlike all that the VM has.
+    pub name: String,
+    /// Refuses every write on the host's side.
+    #[serde(default)]
+    pub readonly: bool,
 }
 
 /// What becomes of a VM that was saved.

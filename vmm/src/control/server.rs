@@ -13,6 +13,8 @@ use super::{LINE_MAX, Request, Response};
 
 /// Clients at a time; another is closed at once.
 const CLIENTS_MAX: usize = 8;
+/// The most of a line that is read at once, bytes.
+const CHUNK_LEN: usize = 4096;
 /// Event data of the listener; clients count from the next number.
 const LISTENER: u32 = 0;
 
@@ -116,7 +118,7 @@ impl Client {
     /// Takes what there is to read, and its whole lines; false once the client is gone or talks
     /// nonsense of a length that no line has.
     fn read(&mut self, mut command: impl FnMut(Request, Vec<OwnedFd>)) -> bool {
-        let mut chunk = [0; LINE_MAX];
+        let mut chunk = [0; CHUNK_LEN];
         // One read a turn: who talks without end waits between others.
         match descriptor::receive(&self.stream, &mut chunk) {
             Ok((0, _)) => return false,
@@ -166,6 +168,7 @@ mod tests {
     use event_manager::{EventManager, SubscriberOps};
 
     use super::*;
+    use crate::control::{NewShare, SHARES_MAX, ShareEntry};
 
     struct Served {
         _dir: tempfile::TempDir,
@@ -246,6 +249,39 @@ mod tests {
         assert_eq!(byte, *b"!");
         drop((received, commands));
         assert_eq!((&other).read(&mut byte).unwrap(), 0, "nobody else holds it");
+    }
+
+    #[test]
+    fn a_long_request_keeps_all_its_descriptors_in_order() {
+        let mut served = Served::new();
+        let path = served.path.clone();
+        let (given, kept): (Vec<_>, Vec<_>) =
+            (0..SHARES_MAX).map(|_| UnixStream::pair().unwrap()).unzip();
+        let name = |number: usize| format!("{number:0>255}");
+        let asking = std::thread::spawn(move || {
+            let names: Vec<_> = (0..SHARES_MAX).map(name).collect();
+            let shares = names.iter().zip(&given);
+            let shares =
+                shares.map(|(name, given)| NewShare { name, readonly: true, fd: given.as_fd() });
+            super::super::Client::connect(&path).unwrap().share(&shares.collect::<Vec<_>>())
+        });
+        let command = loop {
+            served.events.run_with_timeout(20_000).unwrap();
+            if let Some(command) = served.control.lock().unwrap().take_commands().pop() {
+                break command;
+            }
+        };
+        let entry = |number| ShareEntry { name: name(number), readonly: true };
+        let shares = (0..SHARES_MAX).map(entry).collect();
+        assert_eq!(command.request, Request::Share { shares });
+        assert_eq!(command.descriptors.len(), SHARES_MAX);
+        for (descriptor, kept) in command.descriptors.into_iter().zip(&kept) {
+            UnixStream::from(descriptor).write_all(b"!").unwrap();
+            kept.set_nonblocking(true).unwrap();
+            assert_eq!((&*kept).read(&mut [0]).unwrap(), 1);
+        }
+        served.control.lock().unwrap().answer(command.client, &Response::Done);
+        asking.join().unwrap().unwrap();
     }
 
     #[test]

@@ -7,9 +7,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::Builder;
 use crate::spec::VmSpec;
 
-/// One for each vCPU and its statistics, a dozen for each device; the rest is room. vsock connections
-/// have two each beside these.
-const VMM_FILES_BASE: u64 = 512;
+/// One for each vCPU and its statistics, a dozen for each device, the shares that are on their way to the file
+/// worker; the rest is room. vsock connections have two each beside these.
+const VMM_FILES_BASE: u64 = 1024;
 /// Heap and thread stacks beyond guest memory and the buffers of vsock connections.
 const VMM_DATA_BASE: u64 = 256 << 20;
 const VMM_DATA_PER_THREAD: u64 = 8 << 20;

@@ -13,10 +13,14 @@ use crate::server::{Server, proc_name, stat_with};
 use crate::wire::{Reply, is_name};
 
 impl Server {
-    /// SAVE: writes the state to the state file, and its length to the reply. A request that is under
+    /// SAVE: writes the state to the state file, and its length to the reply; EBUSY while there are shares
+    /// that were added, which the next server would not have. A request that is under
     /// way at the same time may be in it or not: whoever saves waits for replies first.
     pub(crate) fn save(&self, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let file = self.options.state.as_ref().ok_or(Errno::NOSYS)?;
+        if self.root.has_added() {
+            return Err(Errno::BUSY);
+        }
         let bytes = self.state()?.encode().ok_or(Errno::FBIG)?;
         let written = file.set_len(0).and_then(|()| file.write_all_at(&bytes, 0));
         written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
@@ -25,10 +29,9 @@ impl Server {
 
     /// The state; ESTALE if the guest maps a file that the next server could not find.
     pub(super) fn state(&self) -> Result<State, Errno> {
-        let shares = self.root.shares();
-        let shares: Vec<_> = shares
-            .map(|(name, inode)| SavedShare { name: name.to_owned(), id: inode.id })
-            .collect();
+        let shares = self.root.shares().into_iter();
+        let shares: Vec<_> =
+            shares.map(|(name, inode)| SavedShare { name, id: inode.id }).collect();
         let mut tree = Tree::new(self);
         let mut saved: HashSet<u64> = shares.iter().map(|share| share.id).collect();
         for (inode, lookups, current) in self.inodes.known() {
@@ -71,7 +74,7 @@ struct Tree {
 
 impl Tree {
     fn new(server: &Server) -> Self {
-        let roots = server.root.shares().map(|(_, inode)| server.path(inode)).collect();
+        let roots = server.root.inodes().iter().map(|inode| server.path(inode)).collect();
         Self { files: Vec::new(), places: HashMap::new(), roots }
     }
 

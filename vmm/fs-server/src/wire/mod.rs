@@ -77,6 +77,9 @@ pub mod op {
     pub const STATX: u32 = 52;
     /// Not the kernel's, and out of its numbers' reach: the monitor's own, see `crate::state`.
     pub const SAVE: u32 = 0x424b_0001;
+    /// The same, see `crate::shares`.
+    pub const SHARE: u32 = 0x424b_0002;
+    pub const UNSHARE: u32 = 0x424b_0003;
 
     /// Whether a request gets no reply, whatever becomes of it.
     pub const fn is_silent(opcode: u32) -> bool {

@@ -65,6 +65,11 @@ impl<'a> Args<'a> {
         Self(bytes)
     }
 
+    /// Nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The next `len` bytes.
     pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], Errno> {
         let (taken, rest) = self.0.split_at_checked(len).ok_or(Errno::INVAL)?;
