@@ -1,11 +1,12 @@
 //! What the agent does as PID 1 of a VM: the guest's own mounts, cgroup, network and clock.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocol::FS_TAG;
 use bulkhead_protocol::rpc::agent::NetworkSpec;
+use bulkhead_protocol::{FS_TAG, TEMPLATE};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
@@ -13,6 +14,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 use rustix::time::{ClockId, Timespec};
 
+use crate::devices::Filter;
 use crate::mounts::machine_id;
 use crate::network::{self, NetworkError};
 use crate::plug;
@@ -85,6 +87,9 @@ impl Guest {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("cgroup2", CGROUPS, "cgroup2", flags).map_err(step("mount the cgroup hierarchy"))?;
         let cgroup = make_cgroup().map_err(step("make the container's cgroup"))?;
+        if std::env::var_os(TEMPLATE).is_some() {
+            cgroup.devices.replace(Filter::prepare());
+        }
         rest();
         Ok(Self { shares_path: SHARES.into(), shares, cgroup: Some(cgroup), in_vm: true })
     }
@@ -168,13 +173,15 @@ pub struct Cgroup {
     name: String,
     /// Its directory.
     pub dir: OwnedFd,
+    /// The devices it may use.
+    pub devices: RefCell<Filter>,
 }
 
 impl Cgroup {
     fn make(root: BorrowedFd<'_>, name: String) -> rustix::io::Result<Self> {
         rustix::fs::mkdirat(root, &*name, Mode::from_raw_mode(0o755))?;
         let dir = open_directory(root, &*name)?;
-        Ok(Self { name, dir })
+        Ok(Self { name, dir, devices: RefCell::default() })
     }
 
     /// One of its files.

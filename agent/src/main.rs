@@ -14,6 +14,7 @@ mod caps;
 mod checkpoint;
 mod clone;
 mod container;
+mod devices;
 mod guest;
 mod hooks;
 mod host_events;

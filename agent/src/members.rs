@@ -73,7 +73,7 @@ impl Agent {
         guest: &Guest,
         member: Member<'_>,
     ) -> Result<(Container, Ends), StartFailure> {
-        limits::set(member.cgroup.as_ref(), &spec.cgroup)?;
+        limits::set(member.cgroup.as_ref(), &spec.cgroup, &spec.device_rules)?;
         let null = self.null.as_fd();
         let (container, ends) = Container::spawn(spec, Course::Gated, guest, null, Some(member))?;
         container.launch.created()?;

@@ -94,7 +94,7 @@ impl Agent {
         if spec.clock_ns != 0 && !self.clock_is_set {
             guest.set_clock(spec.clock_ns).map_err(step("set the clock"))?;
         }
-        limits::set(guest.cgroup.as_ref(), &spec.cgroup)?;
+        limits::set(guest.cgroup.as_ref(), &spec.cgroup, &spec.device_rules)?;
         guest.set_network(spec.network.get_or_default()).map_err(no_network)?;
         let sockets = self.connect(stdio::wanted(spec.process.get_or_default()))?;
         let course = if request.start { Course::Fast } else { Course::Gated };

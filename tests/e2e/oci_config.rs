@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bulkhead_tests::bundle::Bundle;
-use bulkhead_tests::{Host, start, until, wait};
+use bulkhead_tests::{Host, finish, finish_with_input, start, until, wait};
 use serde_json::{Value, json};
 
 /// hostname, default: domainname too.
@@ -181,6 +181,43 @@ fn system_calls_are_filtered() {
     assert!(finished.stderr.contains("/d': Invalid cross-device link"), "{finished:?}");
     assert!(finished.stdout.contains("Operation not permitted"), "{finished:?}");
     assert!(finished.stdout.ends_with("named\nSeccomp:\t2\n"), "{finished:?}");
+}
+
+/// linux_cgroups_devices, and what `update` makes of it. The devices are the guest's.
+#[test]
+fn devices_are_denied() {
+    let script = "mknod /dev/kmsg c 1 11; echo x >/dev/null && echo up; sleep 1000";
+    let rules = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    let bundle = Bundle::new(script).with("/linux/resources", rules);
+    let mut command = bundle.command("run", &[], "devices");
+    command.stdout(std::process::Stdio::piped());
+    let child = start(command);
+    let exec = |script: &str| {
+        let exec = ["exec", "devices", "sh", "-c", script];
+        finish(bundle.host.bulkhead(exec))
+    };
+    let update = |rules: Value| {
+        let command = bundle.host.bulkhead(["update", "-r", "-", "devices"]);
+        finish_with_input(command, json!({"devices": rules}).to_string().as_bytes()).ok();
+    };
+    let denied = |script: &str| {
+        let finished = exec(script);
+        assert!(finished.stderr.ends_with("Operation not permitted\n"), "{finished:?}");
+    };
+    until("the node is there", || exec("test -c /dev/kmsg").code == 0);
+    denied("head -c 1 /dev/kmsg");
+    let terminal =
+        "exec <>/dev/ptmx; head -c 9 /dev/urandom | wc -c; mknod /dev/loop b 7 0 && echo node";
+    assert_eq!(exec(terminal).ok(), "9\nnode\n");
+    let kmsg = |access: &str| json!([{"allow": false}, {"allow": true, "type": "c", "major": 1, "minor": 11, "access": access}]);
+    update(kmsg("r"));
+    denied("head -c 1 /dev/kmsg >/dev/null && echo x >/dev/kmsg");
+    update(kmsg("rw"));
+    exec("echo x >/dev/kmsg; head -c 1 /dev/kmsg").ok();
+    update(json!([{"allow": true}]));
+    exec("head -c 1 /dev/kmsg").ok();
+    finish(bundle.host.bulkhead(["delete", "--force", "devices"])).ok();
+    wait(child);
 }
 
 /// linux_cgroups_memory, linux_cgroups_cpus, linux_cgroups_pids, linux_cgroups_blkio,

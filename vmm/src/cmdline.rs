@@ -1,5 +1,6 @@
 //! The guest's kernel command line.
 
+use bulkhead_protocol::TEMPLATE;
 use linux_loader::cmdline::{Cmdline, Error};
 use vm_memory::GuestAddress;
 
@@ -21,6 +22,9 @@ pub fn build(spec: &VmSpec, devices: u32) -> Result<Cmdline, Error> {
     let mut cmdline = Cmdline::new(CMDLINE_LEN_MAX)?;
     cmdline.insert_str(BASE)?;
     cmdline.insert_str(if spec.console { WITH_CONSOLE } else { WITHOUT_CONSOLE })?;
+    if spec.template.is_some() {
+        cmdline.insert(TEMPLATE, "1")?;
+    }
     for device in 0..devices {
         let window = GuestAddress(MMIO_BASE + u64::from(device) * MMIO_WINDOW);
         cmdline.add_virtio_mmio_device(MMIO_WINDOW, window, MMIO_GSI_BASE + device, None)?;

@@ -132,6 +132,10 @@ impl GuestInfo {
     }
 }
 
+/// A variable of the agent's environment, by the kernel's command line: its VM is to be saved for others to
+/// go on from, so what all of them need is worth some time.
+pub const TEMPLATE: &str = "bulkhead_template";
+
 /// The tag of the one virtio-fs device; its root directory lists the VM's shares by name.
 pub const FS_TAG: &str = "bulkhead";
 

@@ -25,8 +25,11 @@ pub fn run(args: &UpdateArgs, root: &Root) -> Result<(), OciError> {
     let resources = resources(args)?;
     let walls = Settings::load()?.walls(&container.record.annotations)?;
     create::admit(&walls, Some(&resources))?;
-    let request =
-        UpdateResourcesRequest { cgroup: plan::resources::guest(&resources), ..Default::default() };
+    let request = UpdateResourcesRequest {
+        cgroup: plan::resources::guest(&resources),
+        device_rules: plan::device_rules(&resources)?,
+        ..Default::default()
+    };
     let _: UpdateResourcesResponse =
         container.agent(PATIENCE)?.call("UpdateResources", &request, PATIENCE)?;
     Ok(container.cgroup()?.limit(&Limits::of_change(&resources, walls.cpus))?)

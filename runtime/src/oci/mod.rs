@@ -40,7 +40,7 @@
 //! | resources.blockIO: weight, throttle… | on the host, around the fs worker, which does the I/O |
 //! | resources.blockIO: leafWeight, weightDevice | no: kernels have dropped them |
 //! | resources.hugepageLimits | in the guest |
-//! | resources.devices | no: the guest's devices are its own kernel's (null, zero, full, random, urandom, tty, pts, fuse, tun); a rule that denies one protects nobody else |
+//! | resources.devices | in the guest, by a program on the container's cgroup: of each kind of access the last rule that names it holds; what every container has is always allowed, as in runc; without rules every device of the guest's kernel is |
 //! | resources.network, rdma, linux.intelRdt, memoryPolicy | no: of version 1, or of hardware that the VM has not |
 //! | resources.unified | io.* and cpuset.* on the host, the rest in the guest |
 //! | linux.sysctl | in the guest, any: its kernel is the container's own |

@@ -1,6 +1,7 @@
 //! From a checked [`Bundle`] to a [`VmSpec`] for the host and a [`ContainerSpec`] for the guest.
 //! Pure: no file is touched here, and every refusal is one sentence.
 
+mod devices;
 mod ids;
 mod mounts;
 mod namespaces;
@@ -11,9 +12,9 @@ pub mod shape;
 
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocol::rpc::agent::{ContainerSpec, Device, Setting};
+use bulkhead_protocol::rpc::agent::{ContainerSpec, Device, DeviceRule, Setting};
 use bulkhead_vmm::spec::{Share, VmSpec};
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources};
 
 use super::bundle::Bundle;
 use ids::Ids;
@@ -67,6 +68,9 @@ pub enum PlanError {
         /// In the container.
         destination: String,
     },
+    /// Device rules.
+    #[error(transparent)]
+    Rules(#[from] devices::RuleError),
     /// A seccomp profile.
     #[error(transparent)]
     Seccomp(#[from] seccomp::SeccompError),
@@ -131,6 +135,7 @@ pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
 /// The container for `bundle`, named `id`; `clock_ns` is the wall clock.
 pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSpec, PlanError> {
     let linux = linux(bundle);
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
     namespaces::check(linux)?;
     let ids = Ids::of(linux)?;
     let spec = &bundle.spec;
@@ -157,14 +162,21 @@ pub fn container(bundle: &Bundle, id: &str, clock_ns: u64) -> Result<ContainerSp
         root_propagation: linux
             .and_then(|linux| linux.rootfs_propagation().clone())
             .unwrap_or_default(),
-        cgroup: linux
-            .and_then(|linux| linux.resources().as_ref())
-            .map(resources::guest)
+        cgroup: resources.map(resources::guest).unwrap_or_default(),
+        device_rules: resources
+            .map(device_rules)
+            .transpose()?
+            .filter(|rules| !devices::deny_nothing(rules))
             .unwrap_or_default(),
         uid_mappings: ids.uids,
         gid_mappings: ids.gids,
         ..Default::default()
     })
+}
+
+/// Which devices of its guest the container may use; any, if there is no rule.
+pub fn device_rules(resources: &LinuxResources) -> Result<Vec<DeviceRule>, PlanError> {
+    Ok(devices::rules(resources.devices().as_deref().unwrap_or_default())?)
 }
 
 /// The host name of the container `id`, for which `asked` was configured.
