@@ -1,10 +1,12 @@
 //! What a monitor or a file worker cannot do once somebody else's code runs in it, and what is left
 //! when one is gone.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 
-use bulkhead_tests::inject::{Outcome, inject};
-use bulkhead_tests::{processes, signal, until};
+use bulkhead_tests::inject::{Outcome, TEXT, before_its_filter, inject};
+use bulkhead_tests::{Host, binary, processes, signal, until};
 
 use crate::jail::Waiting;
 
@@ -63,6 +65,49 @@ fn who_was_taken_over_cannot_signal_siblings_open_a_network_socket_or_execute() 
         let outcome = inject(of(&waiting), number, args).expect("a call");
         assert_eq!(outcome, KILLED, "system call {number} {args:?}");
         waiting.fails();
+    }
+    sibling.end();
+}
+
+/// A filter may have a hole. Landlock is what refuses to open what is there, the empty root what is not,
+/// the user to signal, and what was given up all that takes a privilege.
+#[test]
+fn without_its_filter_the_other_walls_stand() {
+    let sibling = Waiting::start(&[]);
+    let (neighbour, term) = (u64::from(sibling.vmm), libc::SIGTERM as u64);
+    let (here, attach) = (libc::AT_FDCWD as u64, u64::from(libc::PTRACE_ATTACH));
+    let mounts = libc::CLONE_NEWNS as u64;
+    let (calls, refusals): (Vec<_>, Vec<_>) = [
+        ((libc::SYS_openat, [here, TEXT, 0], c"/"), libc::EACCES),
+        ((libc::SYS_openat, [here, TEXT, 0], c"/sockets"), libc::EACCES),
+        ((libc::SYS_openat, [here, TEXT, 0], c"/etc/passwd"), libc::ENOENT),
+        ((libc::SYS_openat, [here, TEXT, 0], c"../../proc/1/root"), libc::ENOENT),
+        ((libc::SYS_execve, [TEXT, 0, 0], c"/proc/self/exe"), libc::ENOENT),
+        ((libc::SYS_mkdir, [TEXT, 0o777, 0], c"/new"), libc::EROFS),
+        ((libc::SYS_umount2, [TEXT, 0, 0], c"/sockets"), libc::EPERM),
+        ((libc::SYS_unshare, [mounts, 0, 0], c""), libc::EPERM),
+        ((libc::SYS_setuid, [0, 0, 0], c""), libc::EPERM),
+        ((libc::SYS_kill, [neighbour, term, 0], c""), libc::EPERM),
+        ((libc::SYS_kill, [1, term, 0], c""), libc::EPERM),
+        ((libc::SYS_ptrace, [attach, neighbour, 0], c""), libc::EPERM),
+    ]
+    .into_iter()
+    .unzip();
+    let host = Host::new();
+    let sockets = host.path("sockets");
+    fs::create_dir(&sockets).expect("a directory");
+    fs::set_permissions(&sockets, Permissions::from_mode(0o700)).expect("a mode");
+    let (vsock, shares) = (sockets.join("vsock.sock"), serde_json::json!([]));
+    let spec = serde_json::json!({
+        "name": "taken-over", "vcpus": 1, "memory_mib": 128, "kernel": binary("vmlinux"),
+        "init": binary("bulkhead-agent"), "cid": 3, "vsock": vsock, "shares": shares,
+    });
+    fs::write(host.path("spec"), spec.to_string()).expect("a file");
+    let mut monitor = Command::new(binary("bulkhead-vmm"));
+    monitor.arg("--spec").arg(host.path("spec")).stdin(Stdio::null());
+    let returned = before_its_filter(monitor, &calls).expect("the monitor gets so far");
+    for ((call, refusal), returned) in calls.iter().zip(refusals).zip(returned) {
+        assert_eq!(returned, -i64::from(refusal), "{call:?}");
     }
     sibling.end();
 }

@@ -1,7 +1,10 @@
 //! A system call that a process did not mean to make, as one that was taken over would: put into a
 //! thread of it by ptrace(2).
 
+use std::ffi::CStr;
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use libc::{c_long, c_void, pid_t, user_regs_struct};
@@ -14,6 +17,9 @@ pub enum Outcome {
     /// What the call returned: a value, or a negative error number.
     Returned(i64),
 }
+
+/// Stands for the address of a text.
+pub const TEXT: u64 = u64::MAX << 12;
 
 /// `syscall`, two bytes.
 const SYSCALL: c_long = 0x050f;
@@ -50,6 +56,74 @@ pub fn inject(tid: u32, number: c_long, args: [u64; 3]) -> io::Result<Outcome> {
     set_registers(tid, &before)?;
     request(libc::PTRACE_DETACH, tid, 0, 0)?;
     Ok(Outcome::Returned(returned))
+}
+
+/// Runs `command` until its first thread is about to put a filter before itself, has it make `calls` instead,
+/// with [`TEXT`] in its memory, and ends it. Returns what each returned: what the walls say without the filter.
+pub fn before_its_filter(
+    mut command: Command,
+    calls: &[(c_long, [u64; 3], &CStr)],
+) -> io::Result<Vec<i64>> {
+    // SAFETY: the child makes one system call more, which takes numbers.
+    unsafe { command.pre_exec(|| request(libc::PTRACE_TRACEME, 0, 0, 0).map(drop)) };
+    let mut child = command.spawn()?;
+    let tid = child.id() as pid_t;
+    wait(tid)?;
+    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+    request(libc::PTRACE_SETOPTIONS, tid, 0, options as usize)?;
+    let before = loop {
+        next_stop(tid)?;
+        let before = registers(tid)?;
+        if before.orig_rax == libc::SYS_seccomp as u64 {
+            break before;
+        }
+        next_stop(tid)?;
+    };
+    let mut returned = Vec::new();
+    for (number, args, text) in calls {
+        // Below the stack and what a function may use there without saying so.
+        let place = (before.rsp - 1024) & !7;
+        put(tid, place, text.to_bytes_with_nul())?;
+        let [rdi, rsi, rdx] = args.map(|arg| if arg == TEXT { place } else { arg });
+        let (orig_rax, r10) = (*number as u64, 0);
+        set_registers(tid, &user_regs_struct { orig_rax, rdi, rsi, rdx, r10, ..before })?;
+        next_stop(tid)?;
+        returned.push(registers(tid)?.rax.cast_signed());
+        // Once more to the beginning of a call.
+        let (rip, rax) = (before.rip - 2, libc::SYS_gettid as u64);
+        set_registers(tid, &user_regs_struct { rip, rax, ..before })?;
+        next_stop(tid)?;
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(returned)
+}
+
+/// Goes on to the next beginning or end of a system call.
+fn next_stop(tid: pid_t) -> io::Result<()> {
+    let mut signal = 0;
+    loop {
+        request(libc::PTRACE_SYSCALL, tid, 0, signal)?;
+        let status = wait(tid)?;
+        if !libc::WIFSTOPPED(status) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match libc::WSTOPSIG(status) {
+            stop if stop == libc::SIGTRAP | 0x80 => return Ok(()),
+            stop => signal = stop as usize,
+        }
+    }
+}
+
+/// Writes to the thread's memory, and zeroes to the next multiple of a word.
+fn put(tid: pid_t, place: u64, bytes: &[u8]) -> io::Result<()> {
+    for (at, chunk) in (place..).step_by(8).zip(bytes.chunks(8)) {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        let word = u64::from_ne_bytes(word) as usize;
+        request(libc::PTRACE_POKEDATA, tid, at as usize, word)?;
+    }
+    Ok(())
 }
 
 /// Stops the thread in a system call and returns its registers. It may be met at work.
