@@ -13,7 +13,8 @@ use bulkhead_fs_server::ServeError;
 use proptest::prelude::*;
 use rustix::fs::{CWD, Mode};
 use support::client::{
-    Client, EBADF, EINVAL, ENOENT, ENOSYS, FALLOCATE, INIT, LOOKUP, OPEN, SYNCFS, WRITE, message,
+    Client, EBADF, EINVAL, ENOENT, ENOSYS, FALLOCATE, INIT, LINK, LOOKUP, OPEN, RENAME, RENAME2,
+    SYNCFS, WRITE, message,
 };
 
 /// Every file below `dir`: type and mode, size, times, and owner.
@@ -127,6 +128,32 @@ fn names_never_leave_their_directory() {
     assert_eq!(client.ask(14, up, &[0; 8]).0, -40);
     assert_eq!(client.ask(27, up, &[0; 8]).0, -20);
     client.finish().unwrap();
+}
+
+/// Without a jail shares are no mounts of their own, and the host's kernel would not mind.
+#[test]
+fn no_name_leads_from_one_share_to_another() {
+    let temp = tempfile::tempdir().unwrap();
+    let [one, other] = ["one", "other"].map(|name| temp.path().join(name));
+    for share in [&one, &other] {
+        fs::create_dir(share).unwrap();
+        fs::write(share.join("f"), "data").unwrap();
+    }
+    let before = snapshot(temp.path());
+    let mut client = Client::new(&[("one", &one, false), ("other", &other, false)]);
+    client.init();
+    let [from, to] = ["one", "other"].map(|name| client.lookup(1, name).unwrap());
+    let file = client.lookup(from, "f").unwrap();
+    let exdev = -18;
+    assert_eq!(client.ask(LINK, to, &[&file.to_le_bytes()[..], b"new\0"].concat()).0, exdev);
+    for (opcode, flags) in
+        [(RENAME, &[][..]), (RENAME2, &[0; 8]), (RENAME2, &[2, 0, 0, 0, 0, 0, 0, 0])]
+    {
+        let body = [&to.to_le_bytes()[..], flags, b"f\0f\0"].concat();
+        assert_eq!(client.ask(opcode, from, &body).0, exdev, "{opcode} {flags:?}");
+    }
+    client.finish().unwrap();
+    assert_eq!(snapshot(temp.path()), before);
 }
 
 #[test]
