@@ -177,6 +177,8 @@ mod tests {
         assert!(changed(524, b"xen").contains("no PVH entry point"));
         assert!(changed(64 + 24, &(1u64 << 40).to_le_bytes()).contains("64 MiB of memory"));
         assert!(changed(64 + 32, &(1u64 << 30).to_le_bytes()).contains("64 MiB of memory"));
+        // More in memory than in the file, of which nothing is ever written there.
+        assert!(changed(64 + 40, &(1u64 << 30).to_le_bytes()).contains("outside of memory"));
         for cut in [100, 300, 5000] {
             load(&kernel()[..cut]).1.unwrap_err();
         }

@@ -299,14 +299,18 @@ fn what_a_saved_guest_had_mapped_is_mapped_again_or_the_guest_is_not_restored() 
 
 #[test]
 fn a_saved_window_may_say_anything() {
-    for mappings in [vec![(0, 4096, 0)], vec![(0, SLOT_LEN, BASE)], vec![(1, SLOT_LEN, 0)]] {
+    let more_than_fit = vec![(0, SLOT_LEN, 0); SLOTS + 1];
+    for mappings in
+        [vec![(0, 4096, 0)], vec![(0, SLOT_LEN, BASE)], vec![(1, SLOT_LEN, 0)], more_than_fit]
+    {
         let mappings = mappings.into_iter();
         let mappings: Vec<Mapping> =
             mappings.map(|(offset, len, at)| Mapping { node: 2, offset, len, at }).collect();
-        let (near, _far) = UnixStream::pair().unwrap();
+        let (near, far) = UnixStream::pair().unwrap();
         let window = Window::new(BASE, SLOTS).unwrap();
         let mut device = FsDevice::new("bulkhead", OwnedFd::from(near)).with_window(window);
         assert!(device.restore(&postcard::to_stdvec(&mappings).unwrap()).is_err());
         assert!(device.restore(&[0xff; 9]).is_err());
+        assert!(Worker(far).nothing_to_read(), "the worker is not waited for");
     }
 }
