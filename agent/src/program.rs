@@ -21,7 +21,7 @@ pub enum ExecError {
     #[error("an argument or environment variable contains a NUL byte")]
     Nul,
     /// No such program in PATH.
-    #[error("cannot run {program:?}: executable file not found in $PATH ({path})")]
+    #[error("cannot execute {program:?}: executable file not found in $PATH ({path})")]
     NotInPath {
         /// The program's name.
         program: String,
@@ -29,13 +29,13 @@ pub enum ExecError {
         path: String,
     },
     /// The file is there, what it needs to run is not.
-    #[error("cannot run {program:?}: the interpreter it names does not exist in the container")]
+    #[error("cannot execute {program:?}: the interpreter it names does not exist in the container")]
     Interpreter {
         /// The program.
         program: String,
     },
     /// execve(2) failed.
-    #[error("cannot run {program:?}: {source}")]
+    #[error("cannot execute {program:?}: {}", said(*source))]
     Refused {
         /// The program.
         program: String,
@@ -53,6 +53,12 @@ impl ExecError {
             Self::Refused { source, .. } => *source,
         }
     }
+}
+
+/// An errno in runc's words, lower case and without its number: engines look for these.
+fn said(errno: Errno) -> String {
+    let said = std::io::Error::from(errno).to_string();
+    said.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
 /// A program, ready to be executed.

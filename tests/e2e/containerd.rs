@@ -10,20 +10,20 @@ use tempfile::TempDir;
 
 const RUNTIME: &str = "io.containerd.runc.v2";
 
-/// A containerd with state of its own and one image, ended when dropped.
+/// A containerd with state of its own, ended when dropped.
 struct Containerd {
     dir: TempDir,
     daemon: Child,
-    image: String,
+    namespace: &'static str,
 }
 
 impl Containerd {
-    fn start() -> Self {
+    /// One with this added to its configuration, of which [`Self::ctr`] sees one namespace.
+    fn start(more: &str, namespace: &'static str) -> Self {
         let dir = tempfile::Builder::new().prefix("bh-ctd-").tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name);
         let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
+            "version = 2\nroot = {:?}\nstate = {:?}\n{more}\n[grpc]\naddress = {:?}\n",
             path("root"),
             path("state"),
             path("sock"),
@@ -34,26 +34,34 @@ impl Containerd {
         daemon.arg("-c").arg(path("config.toml")).args(["-l", "error"]);
         let daemon = daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         let daemon = daemon.expect("containerd starts");
-        let mut containerd = Self { dir, daemon, image: String::new() };
+        let containerd = Self { dir, daemon, namespace };
         until("containerd answers", || containerd.ctr(&["version"]).code == 0);
-        let archive = containerd.archive();
-        containerd.ctr(&["image", "import", archive.to_str().expect("ASCII")]).ok();
-        containerd.image = containerd.ctr(&["image", "ls", "-q"]).ok().trim().to_owned();
         containerd
     }
 
-    /// The tests' image as `podman save` writes it.
-    fn archive(&self) -> PathBuf {
-        let archive = self.dir.path().join("image.tar");
-        let save = ["save", "-q", "-o", archive.to_str().expect("ASCII"), IMAGE];
-        Podman::new().call(save).ok();
-        archive
+    /// A path in its directory.
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where it is called.
+    fn socket(&self) -> PathBuf {
+        self.path("sock")
+    }
+
+    /// Takes images over from `podman`.
+    fn import(&self, podman: &Podman, images: &[&str]) {
+        let archive = self.path("images.tar");
+        let archive = archive.to_str().expect("ASCII");
+        podman.call([&["save", "-q", "-m", "-o", archive], images].concat()).ok();
+        self.ctr(&["image", "import", archive]).ok();
     }
 
     #[track_caller]
     fn ctr(&self, args: &[&str]) -> Finished {
         let mut ctr = Command::new("ctr");
-        ctr.arg("-a").arg(self.dir.path().join("sock")).args(args).stdin(Stdio::null());
+        ctr.arg("-a").arg(self.socket()).args(["-n", self.namespace]).args(args);
+        ctr.stdin(Stdio::null());
         finish(ctr)
     }
 
@@ -62,7 +70,7 @@ impl Containerd {
     fn run(&self, option: &str, name: &str, script: &str) -> Finished {
         let bulkhead = binary("bulkhead").display().to_string();
         let start = ["run", "--runtime", RUNTIME, "--runc-binary", &bulkhead, option];
-        self.ctr(&[&start, &[&*self.image, name, "sh", "-c", script][..]].concat())
+        self.ctr(&[&start, &["localhost/busybox:latest", name, "sh", "-c", script][..]].concat())
     }
 }
 
@@ -75,7 +83,9 @@ impl Drop for Containerd {
 
 #[test]
 fn ctr_runs_executes_pauses_kills_and_removes() {
-    let containerd = Containerd::start();
+    let containerd =
+        Containerd::start("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]", "default");
+    containerd.import(&Podman::new(), &[IMAGE]);
     let finished = containerd.run("--rm", "one", "echo out; echo err >&2; uname -r; exit 7");
     assert_eq!((finished.code, &*finished.stderr), (7, "err\n"), "{finished:#?}");
     let here = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");

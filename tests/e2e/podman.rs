@@ -29,7 +29,7 @@ fn exit_codes_and_streams_are_the_commands() {
     assert!(said.starts_with("8f990ba0b577b51c"), "a MiB through standard input: {said}");
     for (command, code, words) in [
         ("nonesuch", 127, "executable file not found in $PATH"),
-        ("/etc", 126, "Permission denied"),
+        ("/etc", 126, "cannot execute \"/etc\": permission denied"),
     ] {
         let finished = podman.call(["run", "--rm", "--network=none", IMAGE, command]);
         assert_eq!(finished.code, code, "{finished:#?}");
@@ -227,4 +227,21 @@ fn twenty_run_at_once() {
     podman.call(["rm", "-fa", "-t", "0"]).ok();
     assert_eq!(podman.left(), [""; 0]);
     assert!(start.elapsed() < Duration::from_secs(600), "{:?}", start.elapsed());
+}
+
+#[test]
+fn images_and_directories_are_mounted_as_overlays() {
+    let podman = podman();
+    let dir = podman.path("lower");
+    fs::create_dir(&dir).expect("a directory");
+    fs::write(dir.join("file"), "old\n").expect("a file");
+    let image = format!("--mount=type=image,src={IMAGE},dst=/image");
+    let written = format!("{image}-rw,rw=true");
+    let volume = format!("--volume={}:/volume:O", dir.display());
+    let script =
+        "test -x /image/bin/sh; ! touch /image/x 2>/dev/null; echo x >/image-rw/x; cat /image-rw/x
+        cat /volume/file; echo new >/volume/file; cat /volume/file; test ! -e /image/x";
+    let said = podman.run(&[&image, &written, &volume], &format!("set -e; {script}")).ok();
+    assert_eq!(said, "x\nold\nnew\n");
+    assert_eq!(fs::read_to_string(dir.join("file")).expect("a file"), "old\n");
 }

@@ -251,20 +251,16 @@ fn what_cannot_be_run_is_said_and_the_agent_stays() {
         (
             "foo",
             libc::ENOENT,
-            "cannot run \"foo\": executable file not found in $PATH (/bin:/sbin)",
+            "cannot execute \"foo\": executable file not found in $PATH (/bin:/sbin)",
         ),
-        (
-            "/bin/foo",
-            libc::ENOENT,
-            "cannot run \"/bin/foo\": No such file or directory (os error 2)",
-        ),
-        ("plain", libc::EACCES, "cannot run \"plain\": Permission denied (os error 13)"),
-        ("/tmp", libc::EACCES, "cannot run \"/tmp\": Permission denied (os error 13)"),
-        ("/bin/junk", libc::ENOEXEC, "cannot run \"/bin/junk\": Exec format error (os error 8)"),
+        ("/bin/foo", libc::ENOENT, "cannot execute \"/bin/foo\": no such file or directory"),
+        ("plain", libc::EACCES, "cannot execute \"plain\": permission denied"),
+        ("/tmp", libc::EACCES, "cannot execute \"/tmp\": permission denied"),
+        ("/bin/junk", libc::ENOEXEC, "cannot execute \"/bin/junk\": exec format error"),
         (
             "lost",
             libc::ENOENT,
-            "cannot run \"lost\": the interpreter it names does not exist in the container",
+            "cannot execute \"lost\": the interpreter it names does not exist in the container",
         ),
     ] {
         let failure = failure_of(&agent, |process| {

@@ -20,7 +20,7 @@ pub mod import;
 pub mod layer;
 pub mod limits;
 mod measured;
-mod overlay;
+pub mod overlay;
 pub mod reference;
 pub mod source;
 pub mod store;

@@ -43,12 +43,23 @@ pub enum OverlayError {
     },
 }
 
-/// An overlay of `lower`, topmost first, with `upper` for what is written and `work` for overlayfs
-/// itself. Descriptors of directories stand for their paths, which could be too long, or changed.
+/// Where what is written to an overlay goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Upper<'a> {
+    /// The directory for it.
+    pub upper: BorrowedFd<'a>,
+    /// One on the same file system, for overlayfs itself.
+    pub work: BorrowedFd<'a>,
+    /// It is thrown away with the container: it need not survive a power failure.
+    pub volatile: bool,
+}
+
+/// An overlay of `lower`, topmost first; without an `upper` one that nobody can write to, which takes
+/// two layers at least. Descriptors of directories stand for their paths, which could be too long, or
+/// changed.
 pub fn mount(
     lower: &[OwnedFd],
-    upper: BorrowedFd<'_>,
-    work: BorrowedFd<'_>,
+    upper: Option<Upper<'_>>,
     read_only: bool,
 ) -> Result<OwnedFd, OverlayError> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
@@ -59,11 +70,14 @@ pub fn mount(
     let context = context.as_fd();
     let failed = |step| move |errno| step_error(context, step, errno);
     set_lower(context, lower)?;
-    for (key, directory) in [("upperdir", upper), ("workdir", work)] {
-        fsconfig_set_string(context, key, path(directory)).map_err(failed(key))?;
+    if let Some(Upper { upper, work, volatile }) = upper {
+        for (key, directory) in [("upperdir", upper), ("workdir", work)] {
+            fsconfig_set_string(context, key, path(directory)).map_err(failed(key))?;
+        }
+        if volatile {
+            fsconfig_set_flag(context, "volatile").map_err(failed("volatile"))?;
+        }
     }
-    // What is written is thrown away with the container: it need not survive a power failure.
-    fsconfig_set_flag(context, "volatile").map_err(failed("volatile"))?;
     if !user::is_host_root() {
         // Attributes of its own that a user namespace may write (Linux 5.11).
         fsconfig_set_flag(context, "userxattr").map_err(failed("userxattr"))?;

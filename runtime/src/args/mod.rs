@@ -43,9 +43,12 @@ impl Args {
     }
 }
 
+/// Behind the program's name on `--version`, as runc has it: docker looks for the word.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
+
 /// What may be typed, with the verbs that are `wanted`.
 fn known(wanted: impl Fn(&str) -> bool) -> clap::Command {
-    let bulkhead = clap::Command::new("bulkhead").version(env!("CARGO_PKG_VERSION"));
+    let bulkhead = clap::Command::new("bulkhead").version(VERSION);
     let bulkhead = oci::Global::augment_args(bulkhead)
         .about("Containers in Linux kernels of their own")
         .disable_help_subcommand(true);

@@ -83,6 +83,12 @@ pub enum BundleError {
         /// Why.
         source: io::Error,
     },
+    /// An overlay of nothing.
+    #[error("mounts: the overlay at {destination} has no lowerdir")]
+    NoLayers {
+        /// In the container.
+        destination: String,
+    },
     /// What a mount is to show.
     #[error("cannot use {} for the mount at {destination}: {source}", .path.display())]
     Source {

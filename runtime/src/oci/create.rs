@@ -28,6 +28,7 @@ use super::container::{CONFIG, Container, ContainerError, REPORT, host_cgroup, r
 use super::detached::{Detached, Surroundings};
 use super::hooks::{self, HookError};
 use super::id::ContainerId;
+use super::overlays::{Overlays, OverlaysError};
 use super::plan::{self, Host, Network, PlanError};
 use super::plug::{self, PlugError};
 use super::pod::{self, PodError};
@@ -82,6 +83,8 @@ pub enum CreateError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Overlays(#[from] OverlaysError),
     #[error(transparent)]
     Plug(#[from] PlugError),
     #[error(transparent)]
@@ -198,11 +201,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let walls = settings.walls(&bundle.annotations())?;
     admit(&walls, resources(bundle))?;
     let host = host(&dirs, &walls)?;
-    root.create()?;
-    verdict::ensure(root)?;
-    let dir = root.claim(wanted.id.as_str())?;
-    fs::copy(&config, dir.path().join(CONFIG))
-        .map_err(|source| CreateError::Copy { path: config, source })?;
+    let dir = claim(wanted, root, config)?;
     bundle.make_mount_points()?;
     let network = match wanted.origin.network().unwrap_or(&joined.network) {
         Network::Joined(path) => net::Network::take_over(path)?,
@@ -212,7 +211,9 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     let machine_id = machine_id::for_container(machine_id::Root::At(&bundle.rootfs))?;
     let network_spec = Some(network.spec).into();
     let spec = ContainerSpec { network: network_spec, hostname, machine_id, ..spec };
-    let vm = plan::vm(bundle, &host, wanted.id.as_str(), dir.socket());
+    let mut vm = plan::vm(bundle, &host, wanted.id.as_str(), dir.socket());
+    let overlays = Overlays::mount(bundle, matches!(wanted.origin, Origin::Clone { .. }))?;
+    overlays.give_to(&mut vm.shares);
     let vm = walls.hold(VmSpec { nets: network.nets, ..vm });
     let vm = restore::shape(vm, wanted.origin.saved())?;
     // In our own cgroup, and for the next container too: whatever comes of this one.
@@ -243,7 +244,7 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
             }
         });
     // The VMM has them now, and the taps are to go with it.
-    drop(network.taps);
+    drop((network.taps, overlays));
     match created {
         Ok(detached) => {
             dir.leave();
@@ -255,6 +256,16 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
             Err(error)
         }
     }
+}
+
+/// Makes the container's directory, with a copy of its `config`.
+fn claim(wanted: Wanted<'_>, root: &Root, config: PathBuf) -> Result<VmDir, CreateError> {
+    root.create()?;
+    verdict::ensure(root)?;
+    let dir = root.claim(wanted.id.as_str())?;
+    fs::copy(&config, dir.path().join(CONFIG))
+        .map_err(|source| CreateError::Copy { path: config, source })?;
+    Ok(dir)
 }
 
 fn resources(bundle: &Bundle) -> Option<&LinuxResources> {

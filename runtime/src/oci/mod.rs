@@ -15,6 +15,7 @@
 //! | root.readonly | by the fs worker on the host, and as a flag of the guest's mount |
 //! | hostname, domainname | in the guest; without a hostname the ID's first 12 characters |
 //! | mounts: bind, rbind | a share of their own, without or with what is mounted below it when the container starts (later mounts do not show); "ro" by the fs worker on the host, for all that is below; other flags and propagation in the guest. Directories, single files; a device, socket or FIFO becomes one of the guest's kernel, so a socket has nobody at its other end |
+//! | mounts: overlay | made of the host's directories on the host, and a share (`overlays`); its options besides lowerdir, upperdir and workdir are ours |
 //! | mounts: /dev/shm bound from a tmpfs | a tmpfs of that size in the guest: memory is shared within a kernel |
 //! | mounts: proc, sysfs, tmpfs, devpts, mqueue, others | by the guest's kernel, with their options; tmpcopyup |
 //! | mounts: cgroup, cgroup2 | version 2, whatever the host has |
@@ -65,6 +66,7 @@ pub mod fork;
 pub mod hooks;
 pub mod id;
 pub mod log;
+mod overlays;
 pub mod pagemap;
 pub mod plan;
 pub mod plug;

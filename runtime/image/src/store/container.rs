@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use super::{Held, Record, Store, StoreError, failed};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::{copy, overlay, unpack};
+use crate::overlay::{self, Upper};
+use crate::{copy, unpack};
 
 /// In a container's directory: the ID of the image it holds on to.
 pub const IMAGE: &str = "image";
@@ -139,7 +140,8 @@ impl Store {
         let open = |path: PathBuf| File::open(&path).map_err(failed("open", &path));
         let (upper, work) = (open(held.make(UPPER)?)?, open(held.make("work")?)?);
         fill(&lower[0], &upper).map_err(failed("fill the writable layer", held.path()))?;
-        let root = overlay::mount(&lower, upper.as_fd(), work.as_fd(), read_only)?;
+        let written = Upper { upper: upper.as_fd(), work: work.as_fd(), volatile: true };
+        let root = overlay::mount(&lower, Some(written), read_only)?;
         Ok(Container { config, root, held })
     }
 }

@@ -26,6 +26,13 @@ pub enum Source {
         /// What is mounted below it belongs to it (rbind).
         recursive: bool,
     },
+    /// An overlay of directories of the host, as podman's `--mount type=image` and `-v DIR:DIR:O` have it.
+    Overlay {
+        /// The lower ones, topmost first.
+        lower: Vec<PathBuf>,
+        /// Where what is written goes, and overlayfs's own directory beside it.
+        upper: Option<(PathBuf, PathBuf)>,
+    },
     /// The memory that engines provide for /dev/shm on the host. Processes share it through their
     /// kernel, so the guest makes one of its own.
     SharedMemory {
@@ -49,7 +56,11 @@ impl Source {
     /// Finds out what `mount` shows. Relative sources are relative to the bundle.
     pub fn of(mount: &Mount, bundle: &Path) -> Result<Self, BundleError> {
         if !is_bind(mount) {
-            return Ok(Self::Guest);
+            return if mount.typ().as_deref() == Some("overlay") {
+                Self::overlay(mount)
+            } else {
+                Ok(Self::Guest)
+            };
         }
         let given = mount.source().as_deref().unwrap_or(Path::new(""));
         let path = bundle.join(given);
@@ -76,6 +87,36 @@ impl Source {
         let recursive = options(mount).any(|option| option == "rbind");
         Ok(Self::Host { path: absolute, kind, recursive })
     }
+
+    fn overlay(mount: &Mount) -> Result<Self, BundleError> {
+        let named = |key: &str| {
+            let values =
+                options(mount).filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+            values.last()
+        };
+        let lower = layers(named("lowerdir").unwrap_or_default());
+        if lower.is_empty() {
+            let destination = mount.destination().display().to_string();
+            return Err(BundleError::NoLayers { destination });
+        }
+        let upper = named("upperdir").zip(named("workdir"));
+        Ok(Self::Overlay { lower, upper: upper.map(|(upper, work)| (upper.into(), work.into())) })
+    }
+}
+
+/// overlayfs's list of paths: between colons, of which those in names stand behind a backslash.
+fn layers(list: &str) -> Vec<PathBuf> {
+    let mut layers = vec![String::new()];
+    let mut letters = list.chars();
+    while let Some(letter) = letters.next() {
+        match (letter, layers.last_mut()) {
+            (':', _) | (_, None) => layers.push(String::new()),
+            ('\\', Some(layer)) => layer.extend(letters.next()),
+            (letter, Some(layer)) => layer.push(letter),
+        }
+    }
+    layers.retain(|layer| !layer.is_empty());
+    layers.into_iter().map(PathBuf::from).collect()
 }
 
 /// A mount's options.

@@ -138,6 +138,9 @@ fn sources_of_binds_are_found_and_told_apart() {
             {"destination": "/a", "type": "bind", "source": "dir", "options": ["rbind", "ro"]},
             {"destination": "/b", "source": "link", "options": ["bind"]},
             {"destination": "/dev/null", "type": "none", "source": "/dev/null", "options": ["bind"]},
+            {"destination": "/o", "type": "overlay", "source": "overlay", "options":
+                ["lowerdir=/a\\:b:/c", "upperdir=/u", "workdir=/w", "private"]},
+            {"destination": "/i", "type": "overlay", "options": ["ro", "lowerdir=/a:/c"]},
         ]);
     });
     std::fs::create_dir(bundle.path("dir")).expect("a directory");
@@ -153,6 +156,11 @@ fn sources_of_binds_are_found_and_told_apart() {
             host(real("dir"), Kind::Directory, true),
             host(real("file"), Kind::File, false),
             host("/dev/null".into(), Kind::Special, false),
+            Source::Overlay {
+                lower: vec!["/a:b".into(), "/c".into()],
+                upper: Some(("/u".into(), "/w".into())),
+            },
+            Source::Overlay { lower: vec!["/a".into(), "/c".into()], upper: None },
         ]
     );
     for (source, words) in [("none", "for the mount at /x"), ("", "no source is given")] {
@@ -161,6 +169,8 @@ fn sources_of_binds_are_found_and_told_apart() {
         });
         assert!(sentence(&bundle).contains(words));
     }
+    bundle.change(|config| config["mounts"] = json!([{"destination": "/x", "type": "overlay"}]));
+    assert!(sentence(&bundle).contains("the overlay at /x has no lowerdir"));
 }
 
 /// Any JSON, small.

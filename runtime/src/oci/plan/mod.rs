@@ -18,6 +18,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType,
 
 use super::bundle::Bundle;
 use ids::Ids;
+pub use mounts::share;
 pub use namespaces::{Network, network};
 pub use process::process;
 

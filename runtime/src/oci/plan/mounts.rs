@@ -11,6 +11,8 @@ use crate::oci::bundle::{Bundle, Kind, Source, options};
 const SHARE: &str = "share";
 /// The group of terminals, everywhere.
 const TTY: u32 = 5;
+/// Options of overlayfs without a value.
+const OVERLAY_FLAGS: [&str; 2] = ["volatile", "userxattr"];
 
 /// The shares that the bundle's mounts need, besides the root.
 pub fn shares(bundle: &Bundle) -> impl Iterator<Item = Share> {
@@ -18,15 +20,23 @@ pub fn shares(bundle: &Bundle) -> impl Iterator<Item = Share> {
     let ids = Ids::of(bundle.spec.linux().as_ref()).unwrap_or_default();
     bundle.sources.iter().enumerate().zip(asked(bundle)).filter_map(
         move |((index, source), mount)| {
-            let Source::Host { path, kind, recursive } = source else { return None };
-            Some(Share {
-                name: share(index),
-                source: path.clone(),
-                readonly: is_readonly(mount),
-                flat: !recursive && *kind == Kind::Directory,
-                idmap: is_mapped(mount).then(|| idmap(mount, &ids)),
-                ..Share::default()
-            })
+            let common =
+                Share { name: share(index), readonly: is_readonly(mount), ..Share::default() };
+            match source {
+                Source::Host { path, kind, recursive } => Some(Share {
+                    source: path.clone(),
+                    flat: !recursive && *kind == Kind::Directory,
+                    idmap: is_mapped(mount).then(|| idmap(mount, &ids)),
+                    ..common
+                }),
+                // Its descriptor is filled in when it is made (`overlays`).
+                Source::Overlay { upper, .. } => Some(Share {
+                    source: mount.destination().clone(),
+                    readonly: common.readonly || upper.is_none(),
+                    ..common
+                }),
+                Source::SharedMemory { .. } | Source::Guest => None,
+            }
         },
     )
 }
@@ -44,7 +54,8 @@ fn asked(bundle: &Bundle) -> impl Iterator<Item = &Asked> {
     bundle.spec.mounts().iter().flatten()
 }
 
-fn share(index: usize) -> String {
+/// The name of the share for the mount at this place in the bundle.
+pub fn share(index: usize) -> String {
     format!("v{index}")
 }
 
@@ -64,6 +75,11 @@ fn mount(index: usize, source: &Source, asked: &Asked, ids: &Ids) -> Result<Moun
     let words = || options(asked).filter(|word| !is_idmap(word)).map(str::to_owned);
     let (type_, source, options) = match source {
         Source::Host { .. } => (SHARE.to_owned(), share(index), words().collect()),
+        Source::Overlay { .. } => {
+            // Those of overlayfs are for the host's.
+            let of_mount = |word: &String| !word.contains('=') && !OVERLAY_FLAGS.contains(&&**word);
+            (SHARE.to_owned(), share(index), words().filter(of_mount).collect())
+        }
         Source::SharedMemory { bytes } => {
             let own = ["mode=1777".to_owned(), format!("size={bytes}")];
             let words = owned("tmpfs", words().chain(own).collect(), ids);

@@ -115,6 +115,23 @@ fn cgroups_are_the_guests_and_shared_memory_too() {
 }
 
 #[test]
+fn overlays_are_shares_that_the_host_makes() {
+    let bundle = bundle(|config| {
+        config["mounts"] = json!([
+            {"destination": "/rw", "type": "overlay", "options":
+                ["lowerdir=/a", "upperdir=/u", "workdir=/w", "volatile", "nodev", "private"]},
+            {"destination": "/ro", "type": "overlay", "options": ["lowerdir=/a:/b"]},
+        ]);
+    });
+    let vm = vm(&bundle, &host(), "id", "/v".into());
+    let shares: Vec<_> = vm.shares[1..].iter().map(|s| (&*s.name, s.readonly, s.fd)).collect();
+    assert_eq!(shares, [("v0", false, None), ("v1", true, None)]);
+    let mounts = container(&bundle, "id", 0).expect("a plan").mounts;
+    assert_eq!((&*mounts[0].type_, &*mounts[0].source), ("share", "v0"));
+    assert_eq!(mounts[0].options, ["nodev", "private"]);
+}
+
+#[test]
 fn the_shape_follows_the_limits() {
     let cpu = |cpu: serde_json::Value| shape(|c| c["linux"]["resources"]["cpu"] = cpu).0;
     assert_eq!(cpu(json!(null)), 1);
