@@ -192,7 +192,9 @@ pub fn enter(spec: &ContainerSpec, sources: Sources<'_>) -> Result<(), MountErro
     mounter.enter_root(share)?;
     // Before the spec's own mounts, which may be there, too.
     machine_id.map(machine_id::mount).transpose()?;
-    let (first, added) = plan(spec, sources.cgroups)?;
+    let (mut first, added) = plan(spec, sources.cgroups)?;
+    // Things are to be made in it first.
+    let dev_is_read_only = make_dev_writable(&mut first);
     for mount in &first {
         mounter.mount(mount)?;
     }
@@ -210,7 +212,20 @@ pub fn enter(spec: &ContainerSpec, sources: Sources<'_>) -> Result<(), MountErro
         mounter.mount(mount)?;
     }
     set_sysctls(spec)?;
+    if dev_is_read_only {
+        let (path, step) = (DEV.to_owned(), "make read-only");
+        paths::remount_readonly(DEV).map_err(|source| MountError::Path { path, step, source })?;
+    }
     restrict(spec)
+}
+
+/// Takes "ro" from a file system at /dev; whether there was one.
+fn make_dev_writable(mounts: &mut [Planned<'_>]) -> bool {
+    let dev = mounts.iter_mut().find(|mount| mount.destination == DEV && mount.fstype != SHARE);
+    let Some(Planned { options, .. }) = dev else { return false };
+    let is_read_only = options.flags.contains(MountFlags::RDONLY);
+    options.flags.remove(MountFlags::RDONLY);
+    is_read_only
 }
 
 /// The root of a proc file system that is attached nowhere, of the calling process's PID namespace.

@@ -157,9 +157,7 @@ impl Agent {
             let message = format!("the process ID {:?} is taken", request.id);
             return Err(refuse(Code::ALREADY_EXISTS, message));
         }
-        if !self.container(&request.container)?.0.started {
-            return Err(refuse(Code::FAILED_PRECONDITION, "the container was not started yet"));
-        }
+        self.container(&request.container)?;
         Ok(self.try_exec(client, &request).unwrap_or_else(|failure| ExecResponse {
             failure: Some(failure).into(),
             ..Default::default()

@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use bulkhead_protocol::rpc::agent::{
-    CreateContainerRequest, Device, Mount, Process, Setting, StartContainerRequest, StartFailure,
+    CreateContainerRequest, Device, ExecRequest, Mount, Process, Setting, StartContainerRequest,
+    StartFailure, WaitRequest,
 };
 
 use crate::harness::*;
@@ -126,6 +127,11 @@ fn a_mount_of_the_spec_takes_a_defaults_place() {
         spec(shell("stat -f -c %b:%S /dev/shm; grep -c ' /dev/shm ' /proc/mounts; ls /dev/null"));
     spec.mounts = vec![mount("/dev/shm", "tmpfs", "shm", &["size=128k"])];
     assert_eq!(run_spec(&agent, &spec).stdout, "32:4096\n1\n/dev/null\n");
+    // One that is read-only has what is made in it, and below it.
+    let script = "touch /dev/y 2>/dev/null || echo ro; echo x >/dev/null && echo x >/dev/shm/x && ls /dev/shm";
+    spec.process = Some(shell(script)).into();
+    spec.mounts = vec![mount("/dev", "tmpfs", "tmpfs", &["nosuid", "ro"])];
+    assert_eq!(run_spec(&Agent::start(), &spec).stdout, "ro\nx\n");
 }
 
 #[test]
@@ -301,8 +307,12 @@ fn create_and_start_are_two_steps() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     assert!(!agent.root("tmp/ran").exists());
     assert!(agent.client.create_container(context(), &request).unwrap().failure.is_some());
-    let exec = bulkhead_protocol::rpc::agent::ExecRequest { id: "x".into(), ..Default::default() };
-    assert!(agent.client.exec(context(), &exec).is_err(), "exec in a container not started");
+    let process = Some(shell("test $$ -gt 1 && echo first >/tmp/first")).into();
+    let exec = ExecRequest { id: "x".into(), process, ..Default::default() };
+    assert!(agent.client.exec(context(), &exec).unwrap().failure.is_none());
+    let wait = WaitRequest { id: "x".into(), ..Default::default() };
+    assert_eq!(agent.client.wait(context(), &wait).unwrap().exit_code, 0);
+    assert!(agent.root("tmp/first").exists() && !agent.root("tmp/ran").exists());
 
     let start = StartContainerRequest::new();
     let response = agent.client.start_container(context(), &start).unwrap();
@@ -372,6 +382,6 @@ fn bad_calls_are_refused() {
     assert!(agent.client.start_container(context(), &start).is_err());
     let signal = bulkhead_protocol::rpc::agent::SignalRequest { signal: 9, ..Default::default() };
     assert!(agent.client.signal(context(), &signal).is_err());
-    let wait = bulkhead_protocol::rpc::agent::WaitRequest { id: "x".into(), ..Default::default() };
+    let wait = WaitRequest { id: "x".into(), ..Default::default() };
     assert!(agent.client.wait(context(), &wait).is_err());
 }

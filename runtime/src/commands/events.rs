@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bulkhead_protocol::rpc::agent::{StatsRequest, StatsResponse};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::oci::{self, OciError, PATIENCE, print};
@@ -21,7 +22,7 @@ pub fn run(args: &EventsArgs, root: &Root) -> Result<(), OciError> {
         return Err(OciError::NotRunning { id: container.id, status });
     }
     if args.stats {
-        print(&stats_event(&args.id, &stats(&container)?).to_string());
+        print(&stats_event(&args.id, &stats(&container)?).json());
         return Ok(());
     }
     let mut oom_kills = 0;
@@ -30,9 +31,9 @@ pub fn run(args: &EventsArgs, root: &Root) -> Result<(), OciError> {
             Ok(stats) => {
                 if stats.oom_kills > oom_kills {
                     oom_kills = stats.oom_kills;
-                    print(&oom_event(&args.id).to_string());
+                    print(&oom_event(&args.id).json());
                 }
-                print(&stats_event(&args.id, &stats).to_string());
+                print(&stats_event(&args.id, &stats).json());
             }
             // Paused, or just about to end.
             Err(_) if container.status() != Status::Running => {}
@@ -42,7 +43,7 @@ pub fn run(args: &EventsArgs, root: &Root) -> Result<(), OciError> {
             if container.post_mortem().iter().any(|(name, _)| name.ends_with(".oom"))
                 && oom_kills == 0
             {
-                print(&oom_event(&args.id).to_string());
+                print(&oom_event(&args.id).json());
             }
             return Ok(());
         }
@@ -73,37 +74,51 @@ fn interval(text: &str) -> Result<Duration, OciError> {
     })
 }
 
-fn stats_event(id: &str, stats: &StatsResponse) -> Value {
-    let ns = |us: u64| us.saturating_mul(1000);
-    json!({
-        "type": "stats",
-        "id": id,
-        "data": {
-            "cpu": {
-                "usage": {
-                    "total": ns(stats.cpu_usage_us),
-                    "kernel": ns(stats.cpu_system_us),
-                    "user": ns(stats.cpu_user_us),
-                },
-                "throttling": {},
-            },
-            "memory": {
-                "usage": {
-                    "usage": stats.memory_bytes,
-                    "max": stats.memory_peak_bytes,
-                    "limit": stats.memory_limit_bytes,
-                    "failcnt": stats.oom_kills,
-                },
-            },
-            "pids": { "current": stats.pids, "limit": stats.pids_limit },
-            "blkio": {},
-            "hugetlb": {},
-        },
-    })
+/// An event, with the fields in runc's order, which some look for by pattern.
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
 }
 
-fn oom_event(id: &str) -> Value {
-    json!({ "type": "oom", "id": id })
+impl Event<'_> {
+    fn json(&self) -> String {
+        // Strings and numbers always serialise.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+fn stats_event<'a>(id: &'a str, stats: &StatsResponse) -> Event<'a> {
+    let ns = |us: u64| us.saturating_mul(1000);
+    let data = json!({
+        "cpu": {
+            "usage": {
+                "total": ns(stats.cpu_usage_us),
+                "kernel": ns(stats.cpu_system_us),
+                "user": ns(stats.cpu_user_us),
+            },
+            "throttling": {},
+        },
+        "memory": {
+            "usage": {
+                "usage": stats.memory_bytes,
+                "max": stats.memory_peak_bytes,
+                "limit": stats.memory_limit_bytes,
+                "failcnt": stats.oom_kills,
+            },
+        },
+        "pids": { "current": stats.pids, "limit": stats.pids_limit },
+        "blkio": {},
+        "hugetlb": {},
+    });
+    Event { kind: "stats", id, data: Some(data) }
+}
+
+fn oom_event(id: &str) -> Event<'_> {
+    Event { kind: "oom", id, data: None }
 }
 
 #[cfg(test)]
@@ -125,8 +140,8 @@ mod tests {
         let stats =
             StatsResponse { cpu_usage_us: 7, memory_bytes: 4096, pids: 3, ..Default::default() };
         let event = stats_event("web", &stats);
-        assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!("web")));
-        let data = &event["data"];
+        assert!(event.json().starts_with(r#"{"type":"stats","id":"web","data":{"#));
+        let data = event.data.unwrap();
         assert_eq!(data["cpu"]["usage"]["total"], 7000);
         assert_eq!(data["memory"]["usage"]["usage"], 4096);
         assert_eq!(data["pids"]["current"], 3);

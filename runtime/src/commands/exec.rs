@@ -5,6 +5,7 @@ use std::path::Path;
 
 use bulkhead_protocol::rpc::agent::{Capabilities, Process, Terminal};
 use oci_spec::runtime::Process as Asked;
+use serde_json::{Value, json};
 
 use super::oci::{self, OciError, write_pid_file};
 use crate::args::oci::ExecArgs;
@@ -83,7 +84,7 @@ fn terminal(socket: &Path) -> Result<(), console::ConsoleError> {
 }
 
 fn from_file(file: &Path, tty: bool, container: &Container) -> Result<Process, OciError> {
-    let read = fs::read(file).and_then(|json| Ok(serde_json::from_slice::<Asked>(&json)?));
+    let read = fs::read(file).and_then(|json| Ok(parse(&json)?));
     let asked = read.map_err(|source| OciError::Read { path: file.to_owned(), source })?;
     let config = container.config()?;
     let mut process = plan::process(&asked, config.linux().as_ref())?;
@@ -94,6 +95,15 @@ fn from_file(file: &Path, tty: bool, container: &Container) -> Result<Process, O
         process.terminal = Some(Terminal::default()).into();
     }
     Ok(process)
+}
+
+/// A process, which is root's if it names no user, as runc has it.
+fn parse(json: &[u8]) -> serde_json::Result<Asked> {
+    let mut asked: Value = serde_json::from_slice(json)?;
+    if let Some(fields) = asked.as_object_mut() {
+        fields.entry("user").or_insert_with(|| json!({}));
+    }
+    serde_json::from_value(asked)
 }
 
 /// The container's own process with another command, as runc has it.

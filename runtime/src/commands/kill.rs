@@ -28,6 +28,10 @@ pub fn run(args: &KillArgs, root: &Root) -> Result<(), OciError> {
     let container = oci::open(root, &args.id)?;
     let status = container.status();
     if !status.can_kill() {
+        // All of the processes of one that has stopped are none, as runc sees it.
+        if args.all {
+            return Ok(());
+        }
         return Err(OciError::NotRunning { id: container.id, status });
     }
     if signal == SIGKILL {

@@ -1,6 +1,7 @@
 //! `bulkhead list`: all containers.
 
 use std::fmt::Write as _;
+use std::str::FromStr as _;
 
 use serde_json::Value;
 
@@ -28,14 +29,13 @@ pub fn run(args: &ListArgs, root: &Root) -> Result<(), OciError> {
     if delegate::is_used(root)
         && let Ok(delegate) = Delegate::find(&Settings::load()?, root)
     {
-        states.extend(delegate.list());
+        states.extend(delegate.list().iter().map(Value::to_string));
     }
-    let rows = || states.iter().map(Row::from);
+    let rows = || states.iter().map(|json| Row::from(&Value::from_str(json).unwrap_or_default()));
     let text = match (args.quiet, args.format.as_str()) {
         (true, _) => rows().map(|row| format!("{}\n", row.id)).collect(),
         (false, "table") => table(&rows().collect::<Vec<_>>()),
-        // JSON always serialises.
-        (false, "json") => serde_json::to_string(&states).unwrap_or_default(),
+        (false, "json") => format!("[{}]", states.join(",")),
         (false, other) => return Err(OciError::Format(other.to_owned())),
     };
     if !text.is_empty() {
@@ -44,12 +44,13 @@ pub fn run(args: &ListArgs, root: &Root) -> Result<(), OciError> {
     Ok(())
 }
 
-fn own(root: &Root) -> Vec<Value> {
+/// As JSON, with the fields in runc's order, which some look for by pattern.
+fn own(root: &Root) -> Vec<String> {
     let ids = root.containers();
     let ids = ids.iter().filter_map(|id| ContainerId::try_from(id.as_str()).ok());
     // One that is deleted at this moment is not there.
     let containers = ids.filter_map(|id| Container::open(root, &id).ok());
-    containers.filter_map(|container| serde_json::to_value(State::of(&container)).ok()).collect()
+    containers.filter_map(|container| serde_json::to_string(&State::of(&container)).ok()).collect()
 }
 
 impl From<&Value> for Row {

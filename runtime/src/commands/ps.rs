@@ -14,10 +14,20 @@ use crate::state::Root;
 pub fn run(args: &PsArgs, root: &Root) -> Result<(), OciError> {
     let container = oci::open(root, &args.id)?;
     let status = container.status();
-    if matches!(status, Status::Stopped | Status::Paused) {
+    if status == Status::Paused {
         return Err(OciError::NotRunning { id: container.id, status });
     }
+    // One that has stopped has no processes, which is nothing to complain of.
+    let has_stopped = status == Status::Stopped;
     match args.format.as_str() {
+        "table" if has_stopped => {
+            print(&table(&[]));
+            return Ok(());
+        }
+        "json" if has_stopped => {
+            print("[]");
+            return Ok(());
+        }
         "table" => {}
         "json" => {
             print(&format!("[{}]", container.record.process.pid));

@@ -15,8 +15,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bulkhead_protocol::rpc::agent::{
-    ExecRequest, ExecResponse, Process, ResizeRequest, SignalRequest, StartFailure, Terminal,
-    WaitRequest, WaitResponse,
+    ExecRequest, ExecResponse, Process, ResizeRequest, SignalRequest, StartFailure, WaitRequest,
+    WaitResponse,
 };
 use bulkhead_vmm::signals::Signals;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -59,9 +59,10 @@ pub fn exec(
     // Before the size is asked for: no change may be lost.
     let signals = Signals::block().map_err(ExecError::Signals)?;
     let has_terminal = process.terminal.is_some();
-    if has_terminal {
-        let (rows, columns) = size();
-        process.terminal = Some(Terminal { rows, columns, ..Default::default() }).into();
+    if let Some(terminal) = process.terminal.as_mut()
+        && (terminal.rows == 0 || terminal.columns == 0)
+    {
+        (terminal.rows, terminal.columns) = size();
     }
     let mut session = Session {
         agent: container.agent(PATIENCE)?,

@@ -104,9 +104,9 @@ impl Status {
         self != Self::Stopped
     }
 
-    /// `exec` finds a process to join.
+    /// `exec` finds a process to join: one that is to be started yet will do, as with runc.
     pub fn can_exec(self) -> bool {
-        self == Self::Running
+        matches!(self, Self::Created | Self::Running)
     }
 
     /// `pause` makes sense.
@@ -146,10 +146,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_created_can_be_started_and_only_the_running_joined() {
+    fn what_is_there_can_be_joined_and_only_the_created_started() {
         let created = Status::of(Phase::Created, true);
         assert!(created.can_start() && created.can_kill());
-        assert!(!created.can_exec() && !created.can_pause());
+        assert!(created.can_exec() && !created.can_pause());
         let running = Status::of(Phase::Running, true);
         assert!(!running.can_start() && running.can_exec() && running.can_pause());
         let paused = Status::of(Phase::Paused, true);
