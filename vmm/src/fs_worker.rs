@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -22,6 +22,7 @@ use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
+use crate::control::descriptor;
 use crate::ending::{Ending, Unexpected};
 use crate::jail::{JailError, Tree, WorkerJail};
 use crate::spawn;
@@ -122,6 +123,15 @@ impl FsWorker {
         let pidfd = spawn::again(&arguments, &inherited, jail.is_on());
         let pidfd = pidfd.map_err(FsWorkerError::Spawn)?;
         Ok((Self { pidfd, socket, state }, ours))
+    }
+
+    /// Waits for the mount namespace that the worker makes for its jail, with nothing in it any more. To be
+    /// called once if there is to be a jail, before the device has any use for the socket.
+    pub fn mounts(&self) -> Result<OwnedFd, FsWorkerError> {
+        let received = descriptor::receive(&self.socket, &mut [0]).map_err(FsWorkerError::Spawn)?;
+        let namespace = received.1.into_iter().next();
+        // It says itself why it has ended.
+        namespace.ok_or_else(|| FsWorkerError::Spawn(io::ErrorKind::UnexpectedEof.into()))
     }
 
     /// What the worker knows of the guest, for another one. The device must be idle.
@@ -244,10 +254,12 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Result<(), FsWorkerErr
         .collect::<Result<Vec<_>, _>>()?;
     // The jail takes away what this needs.
     set_open_files(open_files_max);
-    let proc_self_fd = jail.enter()?;
+    let socket = UnixStream::from(socket);
+    let share = |mounts: BorrowedFd<'_>| descriptor::send(&socket, &[0], &[mounts]).map(drop);
+    let proc_self_fd = jail.enter(share)?;
     let options =
         Options { state, proc_self_fd, open_files_max, window_slots, ..Default::default() };
-    Ok(bulkhead_fs_server::serve(socket, shares, options)?)
+    Ok(bulkhead_fs_server::serve(socket.into(), shares, options)?)
 }
 
 fn number<T: FromStr>(argument: Option<OsString>) -> Result<T, FsWorkerError> {

@@ -149,11 +149,13 @@ impl Machine {
             Some(saved) => saved.restore_vcpus(&vm)?,
             None => boot_vcpus(spec, &vm, &memory, bus.mmio.len() as u32, timeline)?,
         };
+        // Ahead of the replies to what devices ask for, on the same socket.
+        let mounts = jail.worker().is_on().then(|| fs_worker.mounts()).transpose()?;
         // Behind the interrupt controllers, which would forget what devices have to say.
         saved.as_ref().map(|saved| saved.restore_devices(&bus.mmio)).transpose()?;
         count_exits(&vcpus, timeline);
         let control = spec.control_fd.map(|fd| control(fd, &mut events)).transpose()?;
-        jail.enter(spec)?;
+        jail.enter(spec, mounts)?;
         timeline.mark("jailed");
         Ok(Self {
             exits: Arc::new(Exits { bus, ending, gate, window: vm.window().cloned() }),

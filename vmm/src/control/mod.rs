@@ -16,7 +16,7 @@
 //! does not read its answers is dropped.
 
 mod client;
-mod descriptor;
+pub(crate) mod descriptor;
 mod server;
 
 use serde::{Deserialize, Serialize};

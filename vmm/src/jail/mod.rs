@@ -8,7 +8,7 @@
 //!          cores of the container's own, which the worker shares;
 //!          network, IPC and UTS namespaces, which the worker shares
 //!  (build) everything is opened: KVM, kernel, agent, sockets; the worker starts (see worker.rs)
-//!  enter   a mount namespace; an empty, read-only root; limits;
+//!  enter   a mount namespace, copied from the worker's, which is empty; a root likewise, read-only; limits;
 //!          a user of this VM's own; no capabilities, no_new_privs; Landlock
 //!  (run)   vCPU threads start, each behind its filter, and wait; the event loop takes its own
 //!  filter  last of all, because all of the above needs system calls that it forbids
@@ -34,7 +34,7 @@ mod worker;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{getpid, getuid};
@@ -162,9 +162,16 @@ impl Jail {
         }
     }
 
-    /// Gives up all but what is open. The process must still have one thread.
-    pub fn enter(&mut self, spec: &VmSpec) -> Result<(), JailError> {
+    /// Gives up all but what is open. The process must still have one thread. `mounts` is the worker's
+    /// mount namespace, in which there is but an empty root: to copy the host's takes a VMM the longer
+    /// the more is mounted there.
+    pub fn enter(&mut self, spec: &VmSpec, mounts: Option<OwnedFd>) -> Result<(), JailError> {
         let Some(builder) = self.builder else { return Ok(()) };
+        if let Some(mounts) = mounts {
+            // Takes CAP_SYS_CHROOT, which not everyone has who can make namespaces: then it is the
+            // host's that is copied.
+            let _ = namespaces::enter_mounts(mounts.as_fd());
+        }
         namespaces::leave_mounts()?;
         root::empty(self.sockets.take())?;
         limits::of_vmm(spec, builder).map_err(JailError::at("limiting resources"))?;

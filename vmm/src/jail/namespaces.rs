@@ -1,9 +1,13 @@
 //! Namespaces: a user namespace for those who are not root, then all the others at once.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::BorrowedFd;
 
 use rustix::process::{getgid, getuid};
-use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
+use rustix::thread::{
+    CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe,
+};
 
 use super::{JailError, identity};
 
@@ -35,10 +39,20 @@ pub fn leave_network() -> Result<(), JailError> {
     unshare(OTHERS).map_err(JailError::at("making namespaces"))
 }
 
-/// Leaves the host's mounts for a copy of them. Without root's privileges it is the second, because
-/// the worker may still need the first.
+/// Leaves the mounts there are for a copy of them.
 pub fn leave_mounts() -> Result<(), JailError> {
     unshare(UnshareFlags::NEWNS).map_err(JailError::at("making a mount namespace"))
+}
+
+/// The mount namespace of this process, open.
+pub fn mounts() -> io::Result<File> {
+    File::open("/proc/self/ns/mnt")
+}
+
+/// Enters a mount namespace.
+pub fn enter_mounts(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let mounts = Some(LinkNameSpaceType::Mount);
+    Ok(move_into_link_name_space(namespace, mounts)?)
 }
 
 fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {

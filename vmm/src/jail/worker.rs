@@ -8,7 +8,8 @@
 //! inodes held by handle instead of by descriptor would need; SYS_ADMIN, SYS_RESOURCE. Its real
 //! user is the VMM's, which may thus end it. Without root's privileges it keeps no capability.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 use rustix::fs::{Gid, Uid};
@@ -46,9 +47,13 @@ impl WorkerJail {
         self != Self::Off
     }
 
-    /// Builds it. The process must have one thread, its limit of open files raised already. Returns
-    /// what serves as /proc/self/fd from then on.
-    pub fn enter(self) -> Result<Option<OwnedFd>, JailError> {
+    /// Builds it. The process must have one thread, its limit of open files raised already. `share` is
+    /// to hand the VMM the mount namespace, once nothing is left in it. Returns what serves as
+    /// /proc/self/fd from then on.
+    pub fn enter(
+        self,
+        share: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+    ) -> Result<Option<OwnedFd>, JailError> {
         let builder = match self {
             Self::Off => return Ok(None),
             Self::Root { parent } => Builder::Root { user: parent },
@@ -58,7 +63,9 @@ impl WorkerJail {
         let proc =
             Tree::cut_out_one(c"/proc/self/fd").map_err(JailError::at("keeping /proc/self/fd"))?;
         namespaces::leave_mounts()?;
+        let mounts = namespaces::mounts().map_err(JailError::at("keeping the mount namespace"))?;
         root::empty(None)?;
+        share(mounts.as_fd()).map_err(JailError::at("sharing the mount namespace"))?;
         limits::of_worker().map_err(JailError::at("limiting resources"))?;
         let kept = match builder {
             Builder::Root { user } => {
