@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use bulkhead_protocol::rpc::agent::{
-    ContainerSpec, CreateContainerRequest, CreateContainerResponse, Process,
+    ContainerSpec, CreateContainerRequest, CreateContainerResponse, Foreseen, Process,
 };
 use bulkhead_vmm::snapshot::WorkingSet;
 use bulkhead_vmm::snapshot::pagemap::{OF_FILE, PRESENT};
@@ -99,6 +99,8 @@ fn say_hello(vmm: &mut Child, dir: &VmDir) -> Result<(), TrialError> {
         cwd: "/".to_owned(),
         stdout: true,
         stderr: true,
+        // As most containers of `bulkhead run` have it.
+        foreseen: Some(Foreseen { passwd: Some(Vec::new()), ..Default::default() }).into(),
         ..Default::default()
     };
     let container = ContainerSpec {
