@@ -22,7 +22,8 @@ pub fn run(args: &UpdateArgs, root: &Root) -> Result<(), OciError> {
     if matches!(status, Status::Stopped | Status::Paused) {
         return Err(OciError::NotRunning { id: container.id, status });
     }
-    let resources = resources(args)?;
+    let cgroup = container.cgroup()?;
+    let resources = complete(resources(args)?, cgroup.cpu_quota());
     let walls = Settings::load()?.walls(&container.record.annotations)?;
     create::admit(&walls, Some(&resources))?;
     let request = UpdateResourcesRequest {
@@ -32,7 +33,24 @@ pub fn run(args: &UpdateArgs, root: &Root) -> Result<(), OciError> {
     };
     let _: UpdateResourcesResponse =
         container.agent(PATIENCE)?.call("UpdateResources", &request, PATIENCE)?;
-    Ok(container.cgroup()?.limit(&Limits::of_change(&resources, walls.cpus))?)
+    Ok(cgroup.limit(&Limits::of_change(&resources, walls.cpus))?)
+}
+
+/// A quota of CPU time and its period belong together: the one that was not given stays as it is.
+fn complete(mut resources: LinuxResources, current: Option<(i64, u64)>) -> LinuxResources {
+    let Some(mut cpu) = resources.cpu().clone() else { return resources };
+    let (quota, period) = current.unwrap_or((-1, 0));
+    match (cpu.quota(), cpu.period()) {
+        (None | Some(0), Some(1..)) => {
+            cpu.set_quota(Some(quota));
+        }
+        (Some(1..), None | Some(0)) => {
+            cpu.set_period(Some(period));
+        }
+        _ => {}
+    }
+    resources.set_cpu(Some(cpu));
+    resources
 }
 
 fn resources(args: &UpdateArgs) -> Result<LinuxResources, OciError> {
@@ -96,5 +114,21 @@ mod tests {
         assert_eq!(resources.cpu().as_ref().unwrap().quota(), Some(-1));
         assert_eq!(resources.pids().as_ref().unwrap().limit(), 9);
         assert!(resources.block_io().is_none());
+    }
+
+    #[test]
+    fn half_a_quota_leaves_the_other_half() {
+        let of = |cpu: Value, current| {
+            let asked = serde_json::from_value(json!({ "cpu": cpu })).unwrap();
+            let cpu = complete(asked, current).cpu().clone().unwrap();
+            (cpu.quota(), cpu.period())
+        };
+        let current = Some((500_000, 1_000_000));
+        assert_eq!(of(json!({"period": 900_000}), current), (Some(500_000), Some(900_000)));
+        assert_eq!(of(json!({"quota": 7000}), current), (Some(7000), Some(1_000_000)));
+        assert_eq!(of(json!({"quota": 7000, "period": 8000}), current), (Some(7000), Some(8000)));
+        assert_eq!(of(json!({"quota": -1}), current), (Some(-1), None));
+        assert_eq!(of(json!({"shares": 2}), current), (None, None));
+        assert_eq!(of(json!({"period": 9000}), None), (Some(-1), Some(9000)));
     }
 }

@@ -102,6 +102,20 @@ impl HostCgroup {
         Ok(())
     }
 
+    /// The quota of CPU time, -1 for none, and its period, us, as they stand.
+    pub fn cpu_quota(&self) -> Option<(i64, u64)> {
+        self.dirs.iter().find_map(|(hierarchy, dir)| {
+            let read = |file: &str| fs::read_to_string(dir.join(file)).ok();
+            let text = match hierarchy.unified {
+                true => read("cpu.max")?,
+                false => format!("{} {}", read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?),
+            };
+            let mut words = text.split_whitespace();
+            let (quota, period) = (words.next()?, words.next()?);
+            Some((if quota == "max" { -1 } else { quota.parse().ok()? }, period.parse().ok()?))
+        })
+    }
+
     /// Files for a process to join by writing "0" to each, before it executes the VMM: what that
     /// starts is then in the cgroup as well.
     pub fn entrances(&self) -> Result<Vec<OwnedFd>, CgroupError> {

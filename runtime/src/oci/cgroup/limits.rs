@@ -99,9 +99,15 @@ impl Limits {
         if let Some(idle) = cpu.idle() {
             self.both("cpu", ("cpu.idle", "cpu.idle"), idle);
         }
-        match (cpu_quota(cpu), cpu.quota()) {
-            (Some((quota, period)), _) => self.quota(quota, period),
-            (None, Some(-1)) => {
+        let period = cpu.period().filter(|period| *period > 0);
+        match (cpu_quota(cpu), cpu.quota(), period) {
+            (Some((quota, period)), ..) => self.quota(quota, period),
+            (None, None | Some(-1), Some(period)) => {
+                self.v1("cpu", "cpu.cfs_quota_us", -1);
+                self.v1("cpu", "cpu.cfs_period_us", period);
+                self.v2("cpu", "cpu.max", format!("max {period}"));
+            }
+            (None, Some(-1), None) => {
                 self.v1("cpu", "cpu.cfs_quota_us", -1);
                 self.v2("cpu", "cpu.max", "max");
             }
@@ -230,6 +236,7 @@ mod tests {
             ]
         );
         assert_eq!(of(json!({"cpu": {"quota": -1, "shares": 0}}), true), ["cpu.max=max"]);
+        assert_eq!(of(json!({"cpu": {"period": 50_000}}), true), ["cpu.max=max 50000"]);
     }
 
     #[test]

@@ -31,6 +31,24 @@ fn directories_are_made_and_controllers_handed_down() {
 }
 
 #[test]
+fn the_quota_is_read_as_it_stands() {
+    for (unified, files, expected) in [
+        (true, [("cpu.max", "max 100000\n"), ("x", "")], Some((-1, 100_000))),
+        (true, [("cpu.max", "5000 20000\n"), ("x", "")], Some((5000, 20_000))),
+        (false, [("cpu.cfs_quota_us", "-1\n"), ("cpu.cfs_period_us", "7000\n")], Some((-1, 7000))),
+        (true, [("cpu.max", "much\n"), ("x", "")], None),
+        (false, [("x", ""), ("y", "")], None),
+    ] {
+        let (dir, layout) = fake(unified);
+        fs::create_dir(dir.path().join("a")).expect("a directory");
+        for (file, text) in files {
+            fs::write(dir.path().join("a").join(file), text).expect("a file");
+        }
+        assert_eq!(HostCgroup::at(&layout, &path("/a")).cpu_quota(), expected);
+    }
+}
+
+#[test]
 fn a_failure_leaves_nothing() {
     let (dir, layout) = fake(false);
     // A cpuset that cannot be filled: there is nothing to inherit.

@@ -62,6 +62,8 @@ fn rule((index, asked): (usize, &LinuxDeviceCgroup)) -> Result<DeviceRule, RuleE
         'r' => Ok(READ),
         'w' => Ok(WRITE),
         'm' => Ok(MKNOD),
+        // Not in the specification, but in configurations, and to runc it means nothing.
+        'a' => Ok(0),
         _ => Err(RuleError::Access(index)),
     };
     let letters = asked.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
@@ -84,7 +86,7 @@ mod tests {
     fn rules_are_taken_as_they_stand() {
         let list = json!([
             {"allow": false, "access": "rwm"},
-            {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw"},
+            {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rwa"},
             {"allow": true, "type": "b", "major": 259, "minor": -1, "access": ""},
         ]);
         let kept = parsed(list).unwrap();

@@ -71,6 +71,7 @@ pub fn cpu_count(list: &str) -> Option<u64> {
 fn cpu_max(cpu: &LinuxCpu) -> Option<String> {
     match (cpu_quota(cpu), cpu.quota(), cpu.period()) {
         (Some((quota, period)), ..) => Some(format!("{quota} {period}")),
+        (None, None, Some(period)) if period > 0 => Some(format!("max {period}")),
         (None, Some(-1), period) => {
             Some(format!("max {}", period.unwrap_or(CPU_PERIOD_US_DEFAULT)))
         }
