@@ -1,4 +1,5 @@
-//! Core scheduling, where cores have threads: in the lab with `--threads 2`, as ./run starts it.
+//! Core scheduling, where cores have threads. By hand, for VMs in a lab with a second thread die or hang every
+//! other time: `BULKHEAD_LAB_OPTIONS="--threads 2" tests/e2e/run --ignored cores::`.
 
 use std::collections::BTreeSet;
 use std::fs;
