@@ -6,6 +6,7 @@ use super::oci::OciError;
 use crate::args::oci::DeleteArgs;
 use crate::oci::container::{Container, ContainerError};
 use crate::oci::id::ContainerId;
+use crate::oci::member;
 use crate::oci::record::Status;
 use crate::oci::{hooks, log::Log, status::State};
 use crate::state::Root;
@@ -32,6 +33,7 @@ pub fn delete(container: &Container, root: &Root, force: bool, log: &Log) -> Res
         _ if force => container.destroy_vm()?,
         status => return Err(OciError::NotStopped { id: container.id.clone(), status }),
     }
+    member::clean_up(container);
     let hooks = container.hooks();
     let state = State::of(container).json();
     if let Err(error) = container.cgroup().and_then(|cgroup| cgroup.remove()) {

@@ -52,7 +52,8 @@ pub fn run(args: &EventsArgs, root: &Root) -> Result<(), OciError> {
 
 fn stats(container: &Container) -> Result<StatsResponse, OciError> {
     let mut agent = container.agent(PATIENCE)?;
-    Ok(agent.call("Stats", &StatsRequest::default(), PATIENCE)?)
+    let request = StatsRequest { container: container.name_in_vm(), ..Default::default() };
+    Ok(agent.call("Stats", &request, PATIENCE)?)
 }
 
 /// "5s", "500ms", "1m", or seconds.

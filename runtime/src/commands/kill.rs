@@ -37,7 +37,7 @@ pub fn run(args: &KillArgs, root: &Root) -> Result<(), OciError> {
     if signal == SIGKILL {
         return kill(&container, status, args.all);
     }
-    if status == Status::Paused {
+    if status == Status::Paused && !container.is_member() {
         // Its agent hears nothing; what the VMM is sent arrives when it is resumed.
         if !bulkhead_vmm::signals::PASSED_ON.contains(&signal.into()) {
             return Err(OciError::Status { verb: "signal", id: container.id, status });
@@ -55,7 +55,8 @@ pub fn run(args: &KillArgs, root: &Root) -> Result<(), OciError> {
 
 /// Ends the container, whatever its guest does.
 fn kill(container: &Container, status: Status, all: bool) -> Result<(), OciError> {
-    let asked = status != Status::Paused && send(container, SIGKILL, all, CONSENT_MAX).is_ok();
+    let hears = status != Status::Paused || container.is_member();
+    let asked = hears && send(container, SIGKILL, all, CONSENT_MAX).is_ok();
     if !asked || !container.wait(END_MAX) {
         container.kill_vmm()?;
     }
@@ -68,7 +69,14 @@ fn send(
     all: bool,
     patience: Duration,
 ) -> Result<(), AgentError> {
-    let request = SignalRequest { signal: signal.into(), all, ..Default::default() };
+    let name = container.name_in_vm();
+    let request = SignalRequest {
+        id: name.clone(),
+        signal: signal.into(),
+        all,
+        container: name,
+        ..Default::default()
+    };
     let answer: Result<SignalResponse, _> =
         container.agent(patience)?.call("Signal", &request, patience);
     answer.map(drop)

@@ -57,6 +57,8 @@ pub enum OciError {
         "container {0} has no bundle that it could be restored with: it is one of `bulkhead run`"
     )]
     NoBundle(ContainerId),
+    #[error("container {0} is in the VM of another one, and cannot be saved without that")]
+    Member(ContainerId),
     #[error(transparent)]
     Image(#[from] StoreError),
     #[error(transparent)]

@@ -1,7 +1,8 @@
-//! `bulkhead pause`: stops a container's virtual CPUs.
+//! `bulkhead pause`: stops a container's virtual CPUs, or its processes if they are not its own.
 
-use super::oci::{self, OciError};
+use super::oci::{self, OciError, PATIENCE};
 use crate::args::oci::IdArgs;
+use crate::oci::member;
 use crate::oci::record::Phase;
 use crate::state::Root;
 
@@ -12,6 +13,9 @@ pub fn run(args: &IdArgs, root: &Root) -> Result<(), OciError> {
     if !status.can_pause() {
         return Err(OciError::Status { verb: "pause", id: container.id, status });
     }
-    container.control()?.pause()?;
+    match container.is_member() {
+        true => member::freeze(&container, true, PATIENCE)?,
+        false => container.control()?.pause()?,
+    }
     Ok(container.set_phase(Phase::Paused)?)
 }

@@ -36,8 +36,8 @@ pub fn run(args: &PsArgs, root: &Root) -> Result<(), OciError> {
         other => return Err(OciError::Format(other.to_owned())),
     }
     let mut agent = container.agent(PATIENCE)?;
-    let response: ProcessesResponse =
-        agent.call("Processes", &ProcessesRequest::default(), PATIENCE)?;
+    let request = ProcessesRequest { container: container.name_in_vm(), ..Default::default() };
+    let response: ProcessesResponse = agent.call("Processes", &request, PATIENCE)?;
     print(&table(&response.processes));
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! `bulkhead resume`: lets a paused container's virtual CPUs go on.
 
-use super::oci::{self, OciError};
+use super::oci::{self, OciError, PATIENCE};
 use crate::args::oci::IdArgs;
+use crate::oci::member;
 use crate::oci::record::Phase;
 use crate::state::Root;
 
@@ -12,6 +13,9 @@ pub fn run(args: &IdArgs, root: &Root) -> Result<(), OciError> {
     if !status.can_resume() {
         return Err(OciError::Status { verb: "resume", id: container.id, status });
     }
-    container.control()?.resume()?;
+    match container.is_member() {
+        true => member::freeze(&container, false, PATIENCE)?,
+        false => container.control()?.resume()?,
+    }
     Ok(container.set_phase(Phase::Running)?)
 }

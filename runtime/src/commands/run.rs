@@ -218,6 +218,7 @@ fn write_down(
         vm: Some(vm),
         memory,
         image,
+        member: None,
         process: HostProcess::identify(vmm.pid()).map_err(RunError::Session)?,
         phase: Phase::Running,
     };

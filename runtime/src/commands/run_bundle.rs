@@ -19,7 +19,6 @@ use crate::oci::log::Log;
 use crate::oci::record::Phase;
 use crate::state::Root;
 use crate::terminal::Raw;
-use crate::vmm;
 
 /// Whether that is what was typed: no --rootfs, but a bundle, here if nowhere else.
 pub fn is_meant(args: &RunArgs) -> bool {
@@ -76,7 +75,7 @@ fn watch(container: &Container, mut vmm: Detached, signals: &Signals) -> Result<
         Some(true) => Raw::enter().unwrap_or(None),
         _ => None,
     };
-    let pidfd = vmm::pidfd(&vmm.child).map_err(OciError::Signals)?;
+    let pidfd = vmm.pidfd().map_err(OciError::Signals)?;
     loop {
         let mut fds = [PollFd::new(signals, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut fds, None))
@@ -92,7 +91,7 @@ fn watch(container: &Container, mut vmm: Detached, signals: &Signals) -> Result<
         }
     }
     drop(raw);
-    let status = vmm.child.wait().map_err(OciError::Signals)?;
+    let status = vmm.wait().map_err(OciError::Signals)?;
     match container.failure() {
         Some((message, kernel_log)) => Err(OciError::Vm { message, kernel_log }),
         None => Ok(exit_code(status)),

@@ -11,7 +11,7 @@ use crate::args::oci::IdArgs;
 use crate::net;
 use crate::oci::container::Container;
 use crate::oci::record::Phase;
-use crate::oci::{hooks, log::Log, plan, plug, pod, status::State};
+use crate::oci::{hooks, log::Log, plan, plug, status::State};
 use crate::state::Root;
 
 /// How long execve(2) may take: the program is read over virtio-fs.
@@ -50,6 +50,7 @@ fn execute(container: &Container) -> Result<(), OciError> {
         network: Some(network).into(),
         hooks: hooks.start_container().iter().flatten().map(hook).collect(),
         state: State::of(container).json(),
+        container: container.name_in_vm(),
         ..Default::default()
     };
     let response: StartContainerResponse = agent.call("StartContainer", &request, PATIENCE)?;
@@ -73,7 +74,7 @@ fn hook(asked: &oci_spec::runtime::Hook) -> Hook {
 /// Gives the VM what an engine has put into the container's network since it was created.
 fn plug_in(container: &Container) -> Result<NetworkSpec, OciError> {
     let config = container.config()?;
-    if plan::network(&config) != plan::Network::Own || pod::is_pause(&config) {
+    if plan::network(&config) != plan::Network::Own || container.is_member() {
         return Ok(NetworkSpec::default());
     }
     let (vmm, room) = (container.record.process, plan::NET_PLACES.into());

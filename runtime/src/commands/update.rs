@@ -23,16 +23,24 @@ pub fn run(args: &UpdateArgs, root: &Root) -> Result<(), OciError> {
         return Err(OciError::NotRunning { id: container.id, status });
     }
     let cgroup = container.cgroup()?;
-    let resources = complete(resources(args)?, cgroup.cpu_quota());
+    let mut resources = resources(args)?;
+    if !container.is_member() {
+        resources = complete(resources, cgroup.cpu_quota());
+    }
     let walls = Settings::load()?.walls(&container.record.annotations)?;
     create::admit(&walls, Some(&resources))?;
     let request = UpdateResourcesRequest {
         cgroup: plan::resources::guest(&resources),
         device_rules: plan::device_rules(&resources)?,
+        container: container.name_in_vm(),
         ..Default::default()
     };
     let _: UpdateResourcesResponse =
         container.agent(PATIENCE)?.call("UpdateResources", &request, PATIENCE)?;
+    if container.is_member() {
+        // Around the VM is another container's.
+        return Ok(());
+    }
     Ok(cgroup.limit(&Limits::of_change(&resources, walls.cpus))?)
 }
 

@@ -30,6 +30,9 @@ pub fn save(container: &Container, files: &mut Snapshot, then: Then) -> Result<C
     if !status.can_pause() {
         return Err(OciError::Status { verb: "save", id, status });
     }
+    if container.is_member() {
+        return Err(OciError::Member(id));
+    }
     let mut agent = container.agent(PATIENCE)?;
     let mut control = container.control()?;
     let pagemap = files.base.as_ref().and_then(|_| pagemap::open(container.record.process));

@@ -133,9 +133,32 @@ impl Container {
         Status::of(self.record.phase, !state::is_dead(&self.dir))
     }
 
-    /// Connects to the VM's control socket.
+    /// Whether it is in the VM of another container.
+    pub fn is_member(&self) -> bool {
+        self.record.member.is_some()
+    }
+
+    /// What the agent of its VM calls it.
+    pub fn name_in_vm(&self) -> String {
+        if self.is_member() { self.id.to_string() } else { String::new() }
+    }
+
+    /// The directory of its VM's sockets.
+    fn vm_dir(&self) -> PathBuf {
+        match &self.record.member {
+            Some(member) => self.dir.with_file_name(&member.of),
+            None => self.dir.clone(),
+        }
+    }
+
+    /// The vsock socket of its VM.
+    pub fn socket(&self) -> PathBuf {
+        self.vm_dir().join(state::SOCKET)
+    }
+
+    /// Connects to its VM's control socket.
     pub fn control(&self) -> Result<Control, ClientError> {
-        control(&self.dir)
+        control(&self.vm_dir())
     }
 
     /// Its directory.
@@ -150,7 +173,7 @@ impl Container {
 
     /// Connects to its agent.
     pub fn agent(&self, patience: Duration) -> Result<Client, AgentError> {
-        Client::connect(&self.file(state::SOCKET), patience)
+        Client::connect(&self.socket(), patience)
     }
 
     /// How its VM ended; `None` if it did not say.

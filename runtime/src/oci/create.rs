@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,10 @@ use super::clock;
 use super::console::{Console, ConsoleError};
 use super::container::{CONFIG, Container, ContainerError, REPORT, host_cgroup, read_report};
 use super::detached::{Detached, Surroundings};
+use super::exec::ExecError;
 use super::hooks::{self, HookError};
 use super::id::ContainerId;
+use super::member;
 use super::overlays::{Overlays, OverlaysError};
 use super::plan::{self, Host, Network, PlanError};
 use super::plug::{self, PlugError};
@@ -54,7 +56,7 @@ use crate::vmm::{Course, VmmError};
 /// How long a guest may take to boot: far longer than the slowest that was seen.
 pub const BOOT_MAX: Duration = Duration::from_secs(120);
 /// How long it may take to make the container, which includes all its mounts.
-const SETUP_MAX: Duration = Duration::from_secs(120);
+pub const SETUP_MAX: Duration = Duration::from_secs(120);
 
 /// Why there is no container.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +111,21 @@ pub enum CreateError {
     Start(StartFailure),
     #[error(transparent)]
     Container(#[from] ContainerError),
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    #[error("{0}")]
+    Member(String),
+    #[error(
+        "a container that joins another's network is in that one's VM, and not saved by itself"
+    )]
+    MemberSaved,
+    #[error(
+        "container {0}, whose network is to be joined, has another profile's walls: who shares a VM \
+         shares its walls"
+    )]
+    MemberWalls(ContainerId),
+    #[error("cannot leave a process behind: {0}")]
+    Fork(#[source] io::Error),
     #[error("cannot keep a copy of {}: {source}", .path.display())]
     Copy {
         /// The configuration.
@@ -191,26 +208,39 @@ impl Origin<'_> {
 
 /// Creates a container; it lives on only if the VMM is [let go](Detached::let_go).
 pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), CreateError> {
-    let Ours { bundle, settings } = wanted.ours;
-    let config = bundle.dir.join(bundle::CONFIG);
+    let bundle = &wanted.ours.bundle;
     let spec = plan::container(bundle, wanted.id.as_str(), 0)?;
-    check(wanted, &spec, &config)?;
+    check(wanted, &spec)?;
     let joined = pod::join(&bundle.spec, root)?;
+    let hostname = joined.hostname.clone().unwrap_or(spec.hostname);
+    let machine_id = machine_id::for_container(machine_id::Root::At(&bundle.rootfs))?;
+    let spec = ContainerSpec { hostname, machine_id, joins_ipc: joined.ipc, ..spec };
+    match &joined.vm {
+        Some(host) => member::create(wanted, spec, host, root),
+        None => in_own_vm(wanted, spec, root),
+    }
+}
+
+fn in_own_vm(
+    wanted: Wanted<'_>,
+    spec: ContainerSpec,
+    root: &Root,
+) -> Result<(Container, Detached), CreateError> {
+    let Ours { bundle, settings } = wanted.ours;
     let dirs = Dirs::of_this_process();
     let vmm = dirs.program(assets::VMM)?;
     let walls = settings.walls(&bundle.annotations())?;
     admit(&walls, resources(bundle))?;
     let host = host(&dirs, &walls)?;
-    let dir = claim(wanted, root, config)?;
-    bundle.make_mount_points()?;
-    let network = match wanted.origin.network().unwrap_or(&joined.network) {
+    root.create()?;
+    verdict::ensure(root)?;
+    let dir = claim(wanted, root)?;
+    let asked = plan::network(&bundle.spec);
+    let network = match wanted.origin.network().unwrap_or(&asked) {
         Network::Joined(path) => net::Network::take_over(path)?,
         Network::Own | Network::Host => net::Network::default(),
     };
-    let hostname = joined.hostname.unwrap_or(spec.hostname);
-    let machine_id = machine_id::for_container(machine_id::Root::At(&bundle.rootfs))?;
-    let network_spec = Some(network.spec).into();
-    let spec = ContainerSpec { network: network_spec, hostname, machine_id, ..spec };
+    let spec = ContainerSpec { network: Some(network.spec).into(), ..spec };
     let mut vm = plan::vm(bundle, &host, wanted.id.as_str(), dir.socket());
     let overlays = Overlays::mount(bundle, matches!(wanted.origin, Origin::Clone { .. }))?;
     overlays.give_to(&mut vm.shares);
@@ -258,13 +288,14 @@ pub fn create(wanted: Wanted<'_>, root: &Root) -> Result<(Container, Detached), 
     }
 }
 
-/// Makes the container's directory, with a copy of its `config`.
-fn claim(wanted: Wanted<'_>, root: &Root, config: PathBuf) -> Result<VmDir, CreateError> {
-    root.create()?;
-    verdict::ensure(root)?;
+/// The container's directory, with a copy of its configuration, and its root with what is to be mounted on.
+pub fn claim(wanted: Wanted<'_>, root: &Root) -> Result<VmDir, CreateError> {
+    let bundle = &wanted.ours.bundle;
     let dir = root.claim(wanted.id.as_str())?;
+    let config = bundle.dir.join(bundle::CONFIG);
     fs::copy(&config, dir.path().join(CONFIG))
         .map_err(|source| CreateError::Copy { path: config, source })?;
+    bundle.make_mount_points()?;
     Ok(dir)
 }
 
@@ -279,7 +310,7 @@ pub fn admit(walls: &Walls, resources: Option<&LinuxResources>) -> Result<(), Wa
 }
 
 /// Makes the cgroup around the VMM. A user who may not has none.
-fn cgroup(record: &Record, limits: &Limits) -> Result<Option<HostCgroup>, CgroupError> {
+pub fn cgroup(record: &Record, limits: &Limits) -> Result<Option<HostCgroup>, CgroupError> {
     let cgroup = host_cgroup(record)?;
     match cgroup.create(limits) {
         Ok(()) => Ok(Some(cgroup)),
@@ -288,9 +319,10 @@ fn cgroup(record: &Record, limits: &Limits) -> Result<Option<HostCgroup>, Cgroup
     }
 }
 
-fn check(wanted: Wanted<'_>, spec: &ContainerSpec, config: &Path) -> Result<(), CreateError> {
+fn check(wanted: Wanted<'_>, spec: &ContainerSpec) -> Result<(), CreateError> {
     let Some(process) = spec.process.as_ref() else {
-        return Err(CreateError::NoProcess(config.to_owned()));
+        let bundle = &wanted.ours.bundle;
+        return Err(CreateError::NoProcess(bundle.dir.join(bundle::CONFIG)));
     };
     if matches!(plan::network(&wanted.ours.bundle.spec), Network::Host) {
         return Err(NetError::Host.into());
@@ -317,7 +349,7 @@ fn host(dirs: &Dirs, walls: &Walls) -> Result<Host, AssetError> {
 }
 
 /// The terminal to be sent, if one is.
-fn console(wanted: Wanted<'_>, spec: &ContainerSpec) -> Result<Option<Console>, ConsoleError> {
+pub fn console(wanted: Wanted<'_>, spec: &ContainerSpec) -> Result<Option<Console>, ConsoleError> {
     let asked = spec.process.terminal.as_ref().filter(|_| wanted.args.console_socket.is_some());
     let Some(asked) = asked else { return Ok(None) };
     let cut = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
@@ -327,7 +359,7 @@ fn console(wanted: Wanted<'_>, spec: &ContainerSpec) -> Result<Option<Console>, 
 }
 
 /// All but the VMM's process, which is not there yet.
-fn record(wanted: Wanted<'_>) -> Record {
+pub fn record(wanted: Wanted<'_>) -> Record {
     let bundle = &wanted.ours.bundle;
     let (own_cgroup, phase) = match wanted.origin {
         Origin::Template | Origin::Boot => (false, Phase::Created),
@@ -348,6 +380,7 @@ fn record(wanted: Wanted<'_>) -> Record {
         vm: None,
         memory: None,
         image: None,
+        member: None,
         process: HostProcess { pid: 0, start_ticks: 0 },
         phase,
     }
@@ -366,17 +399,8 @@ fn settle(
     dir: &VmDir,
     interfaces: usize,
 ) -> Result<(), CreateError> {
-    let state = State::creating(record).json();
     let hooks = wanted.ours.bundle.spec.hooks().clone().unwrap_or_default();
-    #[allow(deprecated, reason = "the specification still has it, and engines use it")]
-    let early = [("prestart", hooks.prestart()), ("createRuntime", hooks.create_runtime())];
-    for (stage, list) in early {
-        if list.as_ref().is_some_and(|list| !list.is_empty()) {
-            // They may want to put something into it.
-            await_network(record.process)?;
-        }
-        hooks::run(stage, list.as_ref(), &state)?;
-    }
+    before_create(&hooks, record)?;
     let mut agent = Client::connect(&dir.socket(), BOOT_MAX)?;
     let network = || network(&spec, record.process, dir, interfaces);
     match wanted.origin {
@@ -390,7 +414,7 @@ fn settle(
             restore::go_on(&mut agent, wanted.id.to_string(), network()?, machine_id)?;
         }
     }
-    after_create(&hooks, &state)?;
+    after_create(&hooks, record)?;
     if let (Some(console), Some(socket)) = (console, &wanted.args.console_socket) {
         console.send(socket)?;
     }
@@ -411,8 +435,25 @@ fn await_network(vmm: HostProcess) -> Result<(), CreateError> {
     Ok(())
 }
 
-fn after_create(hooks: &Hooks, state: &str) -> Result<(), HookError> {
-    hooks::run("createContainer", hooks.create_container().as_ref(), state)
+/// The hooks before the container is made.
+pub fn before_create(hooks: &Hooks, record: &Record) -> Result<(), CreateError> {
+    let state = State::creating(record).json();
+    #[allow(deprecated, reason = "the specification still has it, and engines use it")]
+    let early = [("prestart", hooks.prestart()), ("createRuntime", hooks.create_runtime())];
+    for (stage, list) in early {
+        if list.as_ref().is_some_and(|list| !list.is_empty()) && record.member.is_none() {
+            // They may want to put something into it.
+            await_network(record.process)?;
+        }
+        hooks::run(stage, list.as_ref(), &state)?;
+    }
+    Ok(())
+}
+
+/// The hooks after that.
+pub fn after_create(hooks: &Hooks, record: &Record) -> Result<(), HookError> {
+    let state = State::creating(record).json();
+    hooks::run("createContainer", hooks.create_container().as_ref(), &state)
 }
 
 /// The network of a container that goes on, whose VM has so many interfaces: what was taken over, or
@@ -460,7 +501,7 @@ fn end(mut detached: Detached, dir: &VmDir, error: CreateError) -> CreateError {
     let until = Instant::now() + FAREWELL_MAX;
     let mut status = None;
     while status.is_none() && Instant::now() < until {
-        status = detached.child.try_wait().unwrap_or_default();
+        status = detached.try_wait().unwrap_or_default();
         if status.is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -1,4 +1,5 @@
-//! A bulkhead-vmm that outlives the `bulkhead` that starts it.
+//! A process that stands for a container and outlives the `bulkhead` that starts it: its bulkhead-vmm, or
+//! of a container in another one's VM what stays of ours (member.rs).
 //!
 //! It has a session of its own and the caller's standard streams, or a terminal. A pipe is its leash
 //! (vmm/src/leash.rs): until [`Detached::let_go`], it ends when we end, whatever we die of. Its report
@@ -7,12 +8,14 @@
 use std::fs::File;
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use bulkhead_vmm::spec::VmSpec;
-use rustix::process::Pid;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
 
 use super::container::REPORT;
 use super::record::HostProcess;
@@ -28,13 +31,12 @@ pub struct Surroundings {
     pub cgroups: Vec<OwnedFd>,
 }
 
-/// A VMM on its leash.
+/// A child of ours on its leash.
 #[derive(Debug)]
 pub struct Detached {
-    /// As its child, for whoever waits for it.
-    pub child: Child,
     /// Known again by later calls.
     pub process: HostProcess,
+    pid: Pid,
     leash: PipeWriter,
 }
 
@@ -59,21 +61,48 @@ impl Detached {
             }
             prepare(command, has_terminal, &surroundings.cgroups);
         })?;
-        match HostProcess::identify(Pid::from_child(&child)) {
-            Ok(process) => Ok(Self { child, process, leash }),
-            Err(error) => {
-                let _ = child.kill().and_then(|()| child.wait());
-                Err(VmmError::Spawn { program: program.to_owned(), source: error })
-            }
+        Self::of(Pid::from_child(&child), leash).map_err(|error| {
+            let _ = child.kill().and_then(|()| child.wait());
+            VmmError::Spawn { program: program.to_owned(), source: error }
+        })
+    }
+
+    /// A child, which nobody else waits for, with the end of its leash.
+    pub fn of(pid: Pid, leash: PipeWriter) -> io::Result<Self> {
+        Ok(Self { process: HostProcess::identify(pid)?, pid, leash })
+    }
+
+    /// Readable when it has ended.
+    pub fn pidfd(&self) -> io::Result<OwnedFd> {
+        Ok(pidfd_open(self.pid, PidfdFlags::empty())?)
+    }
+
+    /// Waits for it to end.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        let waited = self.reap(WaitOptions::empty())?;
+        waited.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// What it ended with, if it has.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.reap(WaitOptions::NOHANG)
+    }
+
+    fn reap(&self, options: WaitOptions) -> io::Result<Option<ExitStatus>> {
+        let waited = rustix::io::retry_on_intr(|| waitpid(Some(self.pid), options))?;
+        Ok(waited.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
+    }
+
+    /// Ends it, unless it has ended already, and waits for that.
+    pub fn kill(&mut self) {
+        // One that was waited for before is another's by now: its number is compared first.
+        if let Some(process) = self.process.find() {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+            let _ = self.wait();
         }
     }
 
-    /// Ends the VM, unless it has ended already, and waits for that.
-    pub fn kill(&mut self) {
-        let _ = self.child.kill().and_then(|()| self.child.wait());
-    }
-
-    /// Lets the VMM live on without us.
+    /// Lets it live on without us.
     pub fn let_go(mut self) {
         // If it has ended in the meantime, its exit code tells whoever waits for it.
         let _ = self.leash.write_all(&[1]);

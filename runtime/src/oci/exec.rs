@@ -6,11 +6,11 @@
 //! signals and for the agent.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,7 +24,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::container::Container;
 use crate::agent::AgentError;
 use crate::client::{self, Client};
-use crate::state::SOCKET;
 use crate::terminal::{self, Raw};
 
 /// How long the agent of a running container may take to answer.
@@ -56,30 +55,40 @@ pub fn exec(
     raw: bool,
     started: impl FnOnce(),
 ) -> Result<u8, ExecError> {
-    // Before the size is asked for: no change may be lost.
-    let signals = Signals::block().map_err(ExecError::Signals)?;
-    let has_terminal = process.terminal.is_some();
-    if let Some(terminal) = process.terminal.as_mut()
-        && (terminal.rows == 0 || terminal.columns == 0)
-    {
-        (terminal.rows, terminal.columns) = size();
-    }
-    let mut session = Session {
-        agent: container.agent(PATIENCE)?,
-        id: random_id().map_err(ExecError::Streams)?,
-        signals,
-        has_terminal,
+    let id = random_id().map_err(ExecError::Streams)?;
+    let mut session = Session::begin(container.agent(PATIENCE)?, id, &mut process)?;
+    let request = ExecRequest {
+        id: session.id.clone(),
+        process: Some(process).into(),
+        kill_on_hangup: true,
+        container: container.name_in_vm(),
+        ..Default::default()
     };
-    let outputs = session.start(process, container.file(SOCKET))?;
-    started();
-    let raw = if raw && has_terminal { Raw::enter().unwrap_or(None) } else { None };
-    let code = session.wait();
-    for output in outputs {
-        // A panic of a thread is the process's.
-        let _ = output.join();
+    let response: ExecResponse = session.agent.call("Exec", &request, PATIENCE)?;
+    if let Some(failure) = response.failure.into_option() {
+        return Err(ExecError::Start(failure));
     }
+    let ports = [response.stdin_port, response.stdout_port, response.stderr_port];
+    let outputs = session.join(ports, &container.socket())?;
+    started();
+    let raw = if raw && session.has_terminal { Raw::enter().unwrap_or(None) } else { None };
+    let ended = session.wait(outputs);
     drop(raw);
-    code
+    Ok(ended?.code)
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// 0..=255; 128 + n for a signal.
+    pub code: u8,
+    /// Of a container's: the kernel has killed one of its processes for lack of memory.
+    pub oom_killed: bool,
+}
+
+impl Ended {
+    /// It ended with its VM, or was killed with us.
+    const GONE: Self = Self { code: EXIT_CONTAINER_GONE, oom_killed: false };
 }
 
 fn size() -> (u32, u32) {
@@ -93,40 +102,46 @@ fn random_id() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-struct Session {
-    agent: Client,
+/// A process in a guest, joined to this one.
+pub struct Session {
+    /// The connection that it came by, and ends with.
+    pub agent: Client,
     id: String,
     signals: Signals,
     has_terminal: bool,
+    /// Without a byte from here before its end, the process is not to go on.
+    pub leash: Option<PipeReader>,
 }
 
+/// Threads that end with a process's output.
+pub type Outputs = Vec<JoinHandle<()>>;
+
 impl Session {
-    /// Has the process executed and its streams copied; returns the threads that end with its
-    /// output.
-    fn start(
-        &mut self,
-        process: Process,
-        socket: PathBuf,
-    ) -> Result<Vec<JoinHandle<()>>, ExecError> {
-        let request = ExecRequest {
-            id: self.id.clone(),
-            process: Some(process).into(),
-            kill_on_hangup: true,
-            ..Default::default()
-        };
-        let response: ExecResponse = self.agent.call("Exec", &request, PATIENCE)?;
-        if let Some(failure) = response.failure.into_option() {
-            return Err(ExecError::Start(failure));
+    /// Makes ready for a process that the agent is to call `id`: its terminal has our size, if it has none yet.
+    pub fn begin(agent: Client, id: String, process: &mut Process) -> Result<Self, ExecError> {
+        // Before the size is asked for: no change may be lost.
+        let signals = Signals::block().map_err(ExecError::Signals)?;
+        let has_terminal = process.terminal.is_some();
+        if let Some(terminal) = process.terminal.as_mut()
+            && (terminal.rows == 0 || terminal.columns == 0)
+        {
+            (terminal.rows, terminal.columns) = size();
         }
+        Ok(Self { agent, id, signals, has_terminal, leash: None })
+    }
+
+    /// Has its streams copied, which are offered at `ports` (input, output, errors; 0 for none) behind the
+    /// VM's `socket`.
+    pub fn join(&self, ports: [u32; 3], socket: &Path) -> Result<Outputs, ExecError> {
         let connect = |port: u32| match port {
             0 => Ok(None),
-            port => client::stream(&socket, port, PATIENCE).map(Some),
+            port => client::stream(socket, port, PATIENCE).map(Some),
         };
-        let input = connect(response.stdin_port)?;
-        let stderr = connect(response.stderr_port)?;
+        let [input, stdout, stderr] = ports;
+        let (input, stderr) = (connect(input)?, connect(stderr)?);
         let stdout = match (self.has_terminal, &input) {
             (true, Some(both)) => Some(both.try_clone().map_err(ExecError::Streams)?),
-            _ => connect(response.stdout_port)?,
+            _ => connect(stdout)?,
         };
         if let Some(input) = input {
             let stdin = own(io::stdin().as_fd())?;
@@ -145,21 +160,30 @@ impl Session {
         Ok(outputs)
     }
 
-    /// Passes signals on until the process has ended.
-    fn wait(&mut self) -> Result<u8, ExecError> {
+    /// Passes signals on until the process has ended and its output is out.
+    pub fn wait(&mut self, outputs: Outputs) -> Result<Ended, ExecError> {
+        let ended = self.wait_for_end();
+        for output in outputs {
+            // A panic of a thread is the process's.
+            let _ = output.join();
+        }
+        ended
+    }
+
+    fn wait_for_end(&mut self) -> Result<Ended, ExecError> {
         let request = WaitRequest { id: self.id.clone(), ..Default::default() };
         let wait = match self.agent.send("Wait", &request, PATIENCE) {
             Ok(wait) => wait,
             Err(error) => return gone(error),
         };
         loop {
-            let mut fds = [
-                PollFd::new(&self.agent, PollFlags::IN),
-                PollFd::new(&self.signals, PollFlags::IN),
-            ];
-            rustix::io::retry_on_intr(|| poll(&mut fds, None))
-                .map_err(|errno| ExecError::Signals(errno.into()))?;
-            let [answer, signals] = fds.map(|fd| !fd.revents().is_empty());
+            let [answer, signals, leash] = self.poll()?;
+            if leash && let Some(mut leash) = self.leash.take() {
+                match leash.read(&mut [0]) {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => return Ok(Ended::GONE),
+                }
+            }
             if signals {
                 for signal in self.signals.read().map_err(ExecError::Signals)? {
                     // If the agent is gone, its connection tells.
@@ -170,7 +194,8 @@ impl Session {
                 match self.agent.receive(PATIENCE) {
                     Ok(answer) if answer.call == wait => {
                         let response: WaitResponse = answer.message("Wait")?;
-                        return Ok(u8::try_from(response.exit_code).unwrap_or(u8::MAX));
+                        let code = u8::try_from(response.exit_code).unwrap_or(u8::MAX);
+                        return Ok(Ended { code, oom_killed: response.oom_killed });
                     }
                     // Whether a signal arrived changes nothing here.
                     Ok(_) => {}
@@ -178,6 +203,19 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Waits for what comes first: an answer, a signal, news of the leash.
+    fn poll(&self) -> Result<[bool; 3], ExecError> {
+        let mut fds = vec![
+            PollFd::new(&self.agent, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+        ];
+        fds.extend(self.leash.as_ref().map(|leash| PollFd::new(leash, PollFlags::IN)));
+        rustix::io::retry_on_intr(|| poll(&mut fds, None))
+            .map_err(|errno| ExecError::Signals(errno.into()))?;
+        let is_ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        Ok([0, 1, 2].map(is_ready))
     }
 
     fn pass_on(&mut self, signal: i32) -> Result<(), AgentError> {
@@ -196,9 +234,9 @@ impl Session {
 }
 
 /// The agent went away with the container.
-fn gone(error: AgentError) -> Result<u8, ExecError> {
+fn gone(error: AgentError) -> Result<Ended, ExecError> {
     match error {
-        AgentError::Closed => Ok(EXIT_CONTAINER_GONE),
+        AgentError::Closed => Ok(Ended::GONE),
         error => Err(error.into()),
     }
 }

@@ -1,11 +1,11 @@
-//! Containers that join the namespaces of another one of ours, as those of a pod do. Its kernel is not
-//! theirs, so that joining means
+//! Containers that join the namespaces of another one of ours, as those of a pod do. An address cannot be
+//! two kernels': who joins another's network is in its VM, beside it (member.rs).
 //!
 //! | namespace | |
 //! |---|---|
-//! | network | what the other's namespace holds, if the other leaves it alone, as a pod's pause process does: one container has it at a time, and localhost is each one's own |
+//! | network | the other's VM, and with it its network, localhost and all |
 //! | uts | the other's host name |
-//! | ipc | nothing: semaphores, queues and shared memory stay within a kernel |
+//! | ipc | the other's semaphores and queues, in one VM; across kernels there are none to be had |
 //!
 //! Other kinds, and namespaces of processes that are no containers of ours, are refused.
 
@@ -15,15 +15,23 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::container::Container;
 use super::id::ContainerId;
+use super::member;
 use super::plan::{self, Network, PlanError};
+use super::record::{Record, Status};
 use crate::net::NetError;
 use crate::state::Root;
 
+/// What engines of Kubernetes note of a pod's containers: their kind, and the one that keeps the pod.
+const KINDS: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+const KEEPERS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
+
 /// What a container gets of those it joins.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Joined {
-    /// Its network.
-    pub network: Network,
+    /// Whose VM it is to be in, if not its own.
+    pub vm: Option<Container>,
+    /// It has the message queues and semaphores of that one.
+    pub ipc: bool,
     /// The host name, if it joins another's.
     pub hostname: Option<String>,
 }
@@ -36,43 +44,64 @@ pub enum PodError {
     Net(#[from] NetError),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error("container {id}, whose network is to be joined, is {status}: it has to run")]
+    Status { id: ContainerId, status: Status },
 }
 
 /// Finds out what a container of `spec` is to have.
 pub fn join(spec: &Spec, root: &Root) -> Result<Joined, PodError> {
-    if let Some(path) = joined(spec, LinuxNamespaceType::Ipc)
-        && !is_vmm_s(path)
+    let vm = vm(spec, root)?;
+    let ipc = joined(spec, LinuxNamespaceType::Ipc);
+    if let Some(path) = ipc
+        && !is_ours(path)
     {
         return Err(PlanError::joined(LinuxNamespaceType::Ipc, path).into());
     }
     let uts = joined(spec, LinuxNamespaceType::Uts);
     let hostname = uts.and_then(|path| Some(hostname(&other(path, root)?)));
-    Ok(Joined { network: network(spec, root)?, hostname })
+    Ok(Joined { ipc: ipc.is_some() && vm.is_some(), vm, hostname })
 }
 
-fn network(spec: &Spec, root: &Root) -> Result<Network, NetError> {
-    let network = plan::network(spec);
-    let Network::Joined(path) = &network else { return Ok(network) };
+/// The container in whose VM one of `spec` is to be.
+fn vm(spec: &Spec, root: &Root) -> Result<Option<Container>, PodError> {
+    let Network::Joined(path) = plan::network(spec) else { return Ok(None) };
+    let other = match is_ours(&path) {
+        true => Some(other(&path, root).ok_or(NetError::OtherContainer)?),
+        false => keeper(spec, &path, root),
+    };
+    let other = match other {
+        Some(Container { record: Record { member: Some(member), .. }, .. }) => {
+            named(Some(member.of), root)
+        }
+        other => other,
+    };
+    if let Some(other) = &other
+        && !matches!(other.status(), Status::Created | Status::Running)
+    {
+        return Err(PodError::Status { id: other.id.clone(), status: other.status() });
+    }
+    Ok(other)
+}
+
+/// The container that keeps the pod of `spec`, if it has the network namespace at `path`, too.
+fn keeper(spec: &Spec, path: &Path, root: &Root) -> Option<Container> {
     if is_pause(spec) {
-        // It is there for others.
-        return Ok(Network::Own);
+        return None;
     }
-    if !is_vmm_s(path) {
-        return Ok(network);
-    }
-    let other = other(path, root).and_then(|other| other.config().ok());
-    match other.filter(is_pause).as_ref().map(plan::network) {
-        Some(Network::Own) => Ok(network),
-        Some(theirs @ Network::Joined(_)) => Ok(theirs),
-        Some(Network::Host) | None => Err(NetError::OtherContainer),
-    }
+    let annotations = spec.annotations().as_ref()?;
+    let id = KEEPERS.iter().find_map(|name| annotations.get(*name))?;
+    let keeper = named(Some(id.clone()), root)?;
+    let config = keeper.config().ok()?;
+    (plan::network(&config) == Network::Joined(path.to_owned())).then_some(keeper)
+}
+
+fn named(id: Option<String>, root: &Root) -> Option<Container> {
+    Container::open(root, &ContainerId::try_from(id?.as_str()).ok()?).ok()
 }
 
 /// Whether it is the container that keeps a pod's namespaces and does nothing else: of Kubernetes'
 /// engines, by what they note; of podman, by its command.
 pub fn is_pause(spec: &Spec) -> bool {
-    const KINDS: [&str; 2] =
-        ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
     let note = |name: &&str| spec.annotations().as_ref()?.get(*name);
     let args = spec.process().as_ref().and_then(|process| process.args().as_deref());
     let args: Vec<&str> = args.unwrap_or_default().iter().map(String::as_str).collect();
@@ -93,13 +122,14 @@ fn process(path: &Path) -> Option<PathBuf> {
     Some(Path::new("/proc").join(name))
 }
 
-/// Whether it is the namespace of a process that is a VMM.
-fn is_vmm_s(path: &Path) -> bool {
+/// Whether it is the namespace of a process that stands for a container in a VM.
+fn is_ours(path: &Path) -> bool {
     let name = process(path).and_then(|process| std::fs::read(process.join("comm")).ok());
-    name.is_some_and(|name| name == b"bulkhead-vmm\n")
+    let name = name.as_deref().and_then(|name| name.strip_suffix(b"\n"));
+    name.is_some_and(|name| name == b"bulkhead-vmm" || name == member::COMM.to_bytes())
 }
 
-/// The container whose VMM's namespace it is.
+/// The container whose process's namespace it is.
 fn other(path: &Path, root: &Root) -> Option<Container> {
     let pid: i32 = process(path)?.file_name()?.to_str()?.parse().ok()?;
     let ids = root.containers();
@@ -145,16 +175,17 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_process_leaves_its_network_to_others() {
+    fn a_network_that_no_container_has_is_one_s_own() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::choose(Some(dir.path().to_owned())).unwrap();
         let linux = json!({"namespaces": [{"type": "network", "path": "/run/netns/x"}]});
-        let mut config = process(&["/catatonit", "-P"]);
-        config["linux"] = linux.clone();
-        assert_eq!(join(&spec(config.clone()), &root).unwrap().network, Network::Own);
-        config["process"]["args"] = json!(["sh"]);
-        let network = join(&spec(config), &root).unwrap().network;
-        assert_eq!(network, Network::Joined("/run/netns/x".into()));
+        for args in [["/catatonit", "-P"], ["sleep", "1"]] {
+            let mut config = process(&args);
+            config["linux"] = linux.clone();
+            // Of a keeper that is not there.
+            config["annotations"] = json!({"io.kubernetes.cri.sandbox-id": "gone"});
+            assert!(join(&spec(config), &root).unwrap().vm.is_none());
+        }
     }
 
     #[test]

@@ -54,10 +54,22 @@ pub struct Record {
     /// The directory, in the store of images, of its root's writable layer, if it has one.
     #[serde(default)]
     pub image: Option<PathBuf>,
-    /// The VMM's.
+    /// Where it is, if not in a VM of its own (see member.rs).
+    #[serde(default)]
+    pub member: Option<Membership>,
+    /// The VMM's, or that of what stands for it beside another one's.
     pub process: HostProcess,
     /// What was last done to it.
     pub phase: Phase,
+}
+
+/// The place of a container in another one's VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// That container.
+    pub of: String,
+    /// What its own shares are called there.
+    pub shares: Vec<String>,
 }
 
 /// A process of this host that can be told from a later one of the same ID.

@@ -21,6 +21,7 @@ use ids::Ids;
 pub use mounts::share;
 pub use namespaces::{Network, network};
 pub use process::process;
+use shape::Shape;
 
 /// Name of the share that is the container's root.
 const ROOT_SHARE: &str = "rootfs";
@@ -109,27 +110,40 @@ pub struct Host {
 /// The VM for `bundle`, named `id`, with its vsock socket at `vsock`. Descriptors are filled in when
 /// it is started.
 pub fn vm(bundle: &Bundle, host: &Host, id: &str, vsock: PathBuf) -> VmSpec {
-    let resources = linux(bundle).and_then(|linux| linux.resources().as_ref());
+    let shape = Shape::of(&bundle.spec, host);
+    let process = bundle.spec.process().as_ref();
+    VmSpec {
+        name: id.to_owned(),
+        vcpus: shape.vcpus,
+        memory_mib: shape.memory_mib,
+        kernel: host.kernel.clone(),
+        init: host.agent.clone(),
+        cid: CID,
+        vsock,
+        shares: shares(bundle),
+        host_events: true,
+        terminal: process.and_then(|process| process.terminal()).unwrap_or(false),
+        net_places: if network(&bundle.spec) == Network::Own { NET_PLACES } else { 0 },
+        ..VmSpec::default()
+    }
+}
+
+/// What the guest is to see of the host: the root first, then what the mounts show.
+pub fn shares(bundle: &Bundle) -> Vec<Share> {
     let root = Share {
         name: ROOT_SHARE.to_owned(),
         source: bundle.rootfs.clone(),
         readonly: bundle.readonly(),
         ..Share::default()
     };
-    let process = bundle.spec.process().as_ref();
-    VmSpec {
-        name: id.to_owned(),
-        vcpus: shape::vcpus(resources, host),
-        memory_mib: shape::memory_mib(resources, host),
-        kernel: host.kernel.clone(),
-        init: host.agent.clone(),
-        cid: CID,
-        vsock,
-        shares: std::iter::once(root).chain(mounts::shares(bundle)).collect(),
-        host_events: true,
-        terminal: process.and_then(|process| process.terminal()).unwrap_or(false),
-        net_places: if network(&bundle.spec) == Network::Own { NET_PLACES } else { 0 },
-        ..VmSpec::default()
+    std::iter::once(root).chain(mounts::shares(bundle)).collect()
+}
+
+/// `spec` with its shares by the names that they have beside another container's.
+pub fn rename_shares(spec: &mut ContainerSpec, name: impl Fn(&str) -> String) {
+    spec.root_share = name(&spec.root_share);
+    for mount in spec.mounts.iter_mut().filter(|mount| mount.type_ == mounts::SHARE) {
+        mount.source = name(&mount.source);
     }
 }
 

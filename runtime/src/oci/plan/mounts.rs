@@ -8,7 +8,7 @@ use super::PlanError;
 use super::ids::Ids;
 use crate::oci::bundle::{Bundle, Kind, Source, options};
 
-const SHARE: &str = "share";
+pub const SHARE: &str = "share";
 /// The group of terminals, everywhere.
 const TTY: u32 = 5;
 /// Options of overlayfs without a value.

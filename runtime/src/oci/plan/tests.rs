@@ -265,3 +265,47 @@ fn with_a_user_namespace_things_belong_to_the_containers_root() {
     assert_eq!((container.devices[0].uid, container.devices[0].gid), (100_005, 100_006));
     assert_eq!(container.uid_mappings[0].kernel_id, 100_000);
 }
+
+#[test]
+fn a_pod_s_vm_has_room_for_all_of_it() {
+    let pod = |notes: serde_json::Value| {
+        shape(|config| {
+            config["linux"]["resources"] = json!({});
+            config["annotations"] = notes;
+            config["annotations"]["io.kubernetes.cri.container-type"] = json!("sandbox");
+        })
+    };
+    let noted = json!({
+        "io.kubernetes.cri.sandbox-memory": "1073741824",
+        "io.kubernetes.cri.sandbox-cpu-quota": "150000",
+        "io.kubernetes.cri.sandbox-cpu-period": "100000",
+    });
+    assert_eq!(pod(noted), (2, 1024 + 32 + 22));
+    // No more than the host has, and nothing that a note only seems to say.
+    let most = (host().vcpus.min(4), 2048.min(host().memory_mib as u32));
+    for none in ["0", "-1", "much"] {
+        let noted = json!({
+            "io.kubernetes.cri.sandbox-memory": none,
+            "io.kubernetes.cri.sandbox-cpu-quota": none,
+            "io.kubernetes.cri.sandbox-cpu-period": "0",
+        });
+        assert_eq!(pod(noted), most, "{none}");
+    }
+}
+
+#[test]
+fn shares_have_other_names_beside_another_s() {
+    let bundle = bundle(|config| {
+        config["mounts"] = json!([
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/data", "type": "bind", "source": "/tmp", "options": ["rbind"]},
+        ]);
+    });
+    let mut container = container(&bundle, "id", 0).unwrap();
+    rename_shares(&mut container, |share| format!("m1-{share}"));
+    assert_eq!(container.root_share, "m1-rootfs");
+    let sources: Vec<_> = container.mounts.iter().map(|mount| &*mount.source).collect();
+    assert_eq!(sources, ["proc", "m1-v1"]);
+    let names: Vec<_> = shares(&bundle).into_iter().map(|share| share.name).collect();
+    assert_eq!(names, ["rootfs", "v1"]);
+}
