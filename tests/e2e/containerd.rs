@@ -11,7 +11,7 @@ use tempfile::TempDir;
 const RUNTIME: &str = "io.containerd.runc.v2";
 
 /// A containerd with state of its own, ended when dropped.
-struct Containerd {
+pub struct Containerd {
     dir: TempDir,
     daemon: Child,
     namespace: &'static str,
@@ -19,7 +19,7 @@ struct Containerd {
 
 impl Containerd {
     /// One with this added to its configuration, of which [`Self::ctr`] sees one namespace.
-    fn start(more: &str, namespace: &'static str) -> Self {
+    pub fn start(more: &str, namespace: &'static str) -> Self {
         let dir = tempfile::Builder::new().prefix("bh-ctd-").tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name);
         let config = format!(
@@ -40,17 +40,17 @@ impl Containerd {
     }
 
     /// A path in its directory.
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Where it is called.
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.path("sock")
     }
 
     /// Takes images over from `podman`.
-    fn import(&self, podman: &Podman, images: &[&str]) {
+    pub fn import(&self, podman: &Podman, images: &[&str]) {
         let archive = self.path("images.tar");
         let archive = archive.to_str().expect("ASCII");
         podman.call([&["save", "-q", "-m", "-o", archive], images].concat()).ok();
@@ -58,7 +58,7 @@ impl Containerd {
     }
 
     #[track_caller]
-    fn ctr(&self, args: &[&str]) -> Finished {
+    pub fn ctr(&self, args: &[&str]) -> Finished {
         let mut ctr = Command::new("ctr");
         ctr.arg("-a").arg(self.socket()).args(["-n", self.namespace]).args(args);
         ctr.stdin(Stdio::null());

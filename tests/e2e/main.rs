@@ -7,6 +7,7 @@ mod checkpoint_terminal;
 mod clone;
 mod containerd;
 mod cores;
+mod cri;
 mod docker;
 mod doctor;
 mod files;
