@@ -123,9 +123,6 @@ said = call("ExecSync", {1: first, 2: ["cat", "/sys/fs/cgroup/memory.max"], 3: 6
 assert said[1] == b"%d\n" % (64 << 20), said
 assert fields(fields(call("ContainerStats", {1: first})[1])[3])[2] != b"", "memory is counted"
 
-second = create(sandbox, "second", "ip -o -4 addr show eth0; exit 4")
-words = refused("StartContainer", {1: second})
-assert "of a pod's containers one has its network" in words, words
 assert status(first)[0] == RUNNING
 call("StopContainer", {1: first, 2: 20})
 assert status(first) == (EXITED, 5), status(first)
