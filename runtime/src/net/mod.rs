@@ -46,8 +46,8 @@ pub enum NetError {
     Host,
     /// Another container's network, by way of its process.
     #[error(
-        "the container asks for the network of another one, which belongs to that one's kernel: two \
-         VMs cannot share it; join both to one network instead"
+        "the container asks for the network of a VM that is no running container's here: give the \
+         other container's --root, or join both to one network instead"
     )]
     OtherContainer,
     /// The namespace cannot be entered.

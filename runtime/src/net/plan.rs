@@ -16,7 +16,7 @@ pub enum PlanError {
     /// Another VM has it.
     #[error(
         "it belongs to another running VM (whose tap is {tap}), and two kernels cannot share one \
-         interface: give the container a network of its own (of a pod's containers one has its network)"
+         interface: give the container a network of its own, or join that of the other container"
     )]
     InUse {
         /// The other VM's tap.
