@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use bulkhead_protocol::rpc::agent::NetworkSpec;
 use bulkhead_protocol::{AGENT_PORT, BootMark, ExitReport, HostPort};
@@ -30,6 +31,9 @@ use crate::rpc::{Connection, Outcome};
 use crate::stdio::{self, Direction, Ends, Progress, Pump, Stream};
 use crate::vsock::{Listener, Transport};
 
+/// How long the exit report waits for those who are to hear of a process of Exec that ended before.
+const TELL_MAX: Duration = Duration::from_secs(2);
+const TELL_STEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 /// How long the VMM may take to accept the exit report, seconds.
 const REPORT_SECONDS_MAX: i64 = 5;
 /// How long the VMM may take to end the VM after that, seconds: it may still be writing output.
@@ -97,7 +101,8 @@ pub struct Agent {
     next_source: SourceId,
     /// Pumps that have more to move.
     unfinished: Vec<SourceId>,
-    exit_code: Option<u8>,
+    /// The container's exit code, and when it ended.
+    exit: Option<(u8, Instant)>,
 }
 
 impl Agent {
@@ -128,7 +133,7 @@ impl Agent {
             sources: BTreeMap::new(),
             next_source: 0,
             unfinished: Vec::new(),
-            exit_code: None,
+            exit: None,
         };
         agent.add(Source::Signals(signals))?;
         agent.add(Source::Clients(clients))?;
@@ -141,7 +146,11 @@ impl Agent {
         let mut events = Vec::with_capacity(16);
         loop {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let timeout = if self.unfinished.is_empty() { None } else { Some(&now) };
+            let timeout = match (self.unfinished.is_empty(), self.exit) {
+                (false, _) => Some(&now),
+                (true, Some(_)) => Some(&TELL_STEP),
+                (true, None) => None,
+            };
             events.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -162,14 +171,20 @@ impl Agent {
 
     /// The report, once nothing of the container is left to wait for.
     fn finished(&self) -> Option<ExitReport> {
-        let code = self.exit_code?;
+        let (code, since) = self.exit?;
         let draining = self.sources.values().any(|source| match source {
             Source::Pump { pump, owner: None } => pump.direction() == Direction::Out,
             _ => false,
         });
+        // Their callers may be about to ask.
+        let is_untold = |entry: &ExecEntry| {
+            let caller = entry.leash.filter(|client| self.sources.contains_key(client));
+            entry.ended.is_some() && caller.is_some()
+        };
+        let untold = since.elapsed() < TELL_MAX && self.execs.values().any(is_untold);
         let own = || self.container.as_ref().zip(self.guest.as_ref().ok());
         let oom_killed = || own().is_some_and(|(own, guest)| own.oom_kills(guest) > 0);
-        (!draining).then(|| ExitReport { code, oom_killed: oom_killed() })
+        (!draining && !untold).then(|| ExitReport { code, oom_killed: oom_killed() })
     }
 
     /// Waits for events of a source; edge-triggered, so each handler works until it would block.
@@ -356,7 +371,7 @@ impl Agent {
 
     fn ended(&mut self, pid: Pid, code: u8) {
         if self.container.as_ref().is_some_and(|container| container.launch.pid == pid) {
-            self.exit_code = Some(code);
+            self.exit = Some((code, Instant::now()));
         }
         let entry = self.execs.iter_mut().find(|(_, e)| e.pid == pid && e.ended.is_none());
         if let Some((id, entry)) = entry {

@@ -123,6 +123,26 @@ fn streams_nobody_connects_to_are_closed() {
 }
 
 #[test]
+fn one_that_ends_the_container_is_still_told_of() {
+    let agent = Agent::start();
+    let host = agent.host();
+    let response = agent.create(&spec(shell("until [ -e /stop ]; do sleep 0.01; done")));
+    assert!(response.failure.is_none(), "{response:?}");
+    let request = ExecRequest {
+        id: "a".to_owned(),
+        process: Some(shell("touch /stop; exit 4")).into(),
+        kill_on_hangup: true,
+        ..Default::default()
+    };
+    let response = agent.client.exec(context(), &request).unwrap();
+    assert!(response.failure.is_none(), "{response:?}");
+    // Longer than it takes the container to end.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(agent.wait("a"), 4);
+    assert_eq!(host.outcome(true, true).code, 0);
+}
+
+#[test]
 fn the_containers_end_is_the_end_of_all() {
     let (agent, host) = running();
     let response = agent.exec("a", shell("echo up; sleep 1000"));
