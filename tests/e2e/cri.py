@@ -123,6 +123,10 @@ said = call("ExecSync", {1: first, 2: ["cat", "/sys/fs/cgroup/memory.max"], 3: 6
 assert said[1] == b"%d\n" % (64 << 20), said
 assert fields(fields(call("ContainerStats", {1: first})[1])[3])[2] != b"", "memory is counted"
 
+second = create(sandbox, "second", "hostname; wget -qO- http://127.0.0.1/; exit 4")
+call("StartContainer", {1: second})
+until("second has ended", lambda: status(second) == (EXITED, 4))
+assert [line[2] for line in log("second")] == ["pod-host", "page"], log("second")
 assert status(first)[0] == RUNNING
 call("StopContainer", {1: first, 2: 20})
 assert status(first) == (EXITED, 5), status(first)
