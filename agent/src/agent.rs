@@ -146,10 +146,9 @@ impl Agent {
         let mut events = Vec::with_capacity(16);
         loop {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let timeout = match (self.unfinished.is_empty(), self.exit) {
-                (false, _) => Some(&now),
-                (true, Some(_)) => Some(&TELL_STEP),
-                (true, None) => None,
+            let timeout = match self.unfinished.is_empty() {
+                false => Some(&now),
+                true => self.is_to_tell().then_some(&TELL_STEP),
             };
             events.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout) {
@@ -171,20 +170,25 @@ impl Agent {
 
     /// The report, once nothing of the container is left to wait for.
     fn finished(&self) -> Option<ExitReport> {
-        let (code, since) = self.exit?;
+        let (code, _) = self.exit?;
         let draining = self.sources.values().any(|source| match source {
             Source::Pump { pump, owner: None } => pump.direction() == Direction::Out,
             _ => false,
         });
-        // Their callers may be about to ask.
+        let own = || self.container.as_ref().zip(self.guest.as_ref().ok());
+        let oom_killed = || own().is_some_and(|(own, guest)| own.oom_kills(guest) > 0);
+        (!draining && !self.is_to_tell()).then(|| ExitReport { code, oom_killed: oom_killed() })
+    }
+
+    /// Whether the container has ended just now, and callers of Exec may be about to ask how a process
+    /// ended before.
+    fn is_to_tell(&self) -> bool {
         let is_untold = |entry: &ExecEntry| {
             let caller = entry.leash.filter(|client| self.sources.contains_key(client));
             entry.ended.is_some() && caller.is_some()
         };
-        let untold = since.elapsed() < TELL_MAX && self.execs.values().any(is_untold);
-        let own = || self.container.as_ref().zip(self.guest.as_ref().ok());
-        let oom_killed = || own().is_some_and(|(own, guest)| own.oom_kills(guest) > 0);
-        (!draining && !untold).then(|| ExitReport { code, oom_killed: oom_killed() })
+        self.exit.is_some_and(|(_, since)| since.elapsed() < TELL_MAX)
+            && self.execs.values().any(is_untold)
     }
 
     /// Waits for events of a source; edge-triggered, so each handler works until it would block.

@@ -156,7 +156,7 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-pub fn pidfd(child: &Child) -> io::Result<OwnedFd> {
+fn pidfd(child: &Child) -> io::Result<OwnedFd> {
     let pid = Pid::from_child(child);
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }

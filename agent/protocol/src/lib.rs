@@ -223,6 +223,8 @@ impl HostEvent {
 }
 
 /// The generated ttrpc service and messages of resources/proto/agent.proto.
+pub mod device;
+
 #[cfg(feature = "rpc")]
 pub mod rpc {
     #![allow(missing_docs, clippy::all)]

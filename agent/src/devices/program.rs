@@ -6,16 +6,8 @@
 //!
 //! As in runc, what a container cannot do without is allowed behind all rules.
 
+use bulkhead_protocol::device::{ALL, BLOCK, CHAR, MKNOD};
 use bulkhead_protocol::rpc::agent::DeviceRule;
-
-/// Kinds of access, as `bpf_cgroup_dev_ctx` (linux/bpf.h) has them: BPF_DEVCG_ACC_*.
-const MKNOD: u32 = 1;
-const READ: u32 = 2;
-const WRITE: u32 = 4;
-const ALL: u32 = MKNOD | READ | WRITE;
-/// Types, as it has them: BPF_DEVCG_DEV_*.
-const BLOCK: u32 = 1;
-const CHAR: u32 = 2;
 
 /// A rule. Numbers and type that it does not name match any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -275,6 +275,17 @@ fn in_own_vm(
         });
     // The VMM has them now, and the taps are to go with it.
     drop((network.taps, overlays));
+    conclude(wanted, root, dir, cgroup, created)
+}
+
+/// Leaves the directory to a container that came to be, and otherwise nothing behind.
+pub fn conclude(
+    wanted: Wanted<'_>,
+    root: &Root,
+    dir: VmDir,
+    cgroup: Option<HostCgroup>,
+    created: Result<Detached, CreateError>,
+) -> Result<(Container, Detached), CreateError> {
     match created {
         Ok(detached) => {
             dir.leave();

@@ -63,17 +63,7 @@ pub fn create(
     // The VM is held to limits already, and the container to its own in there.
     let cgroup = create::cgroup(&record, &Limits::default())?;
     let made = make(wanted, spec, host, &dir, &mut record, cgroup.as_ref());
-    match made {
-        Ok(detached) => {
-            dir.leave();
-            Ok((Container::open(root, wanted.id)?, detached))
-        }
-        Err(error) => {
-            // What cannot be removed is empty, and in nobody's way.
-            let _ = cgroup.map(|cgroup| cgroup.remove());
-            Err(error)
-        }
-    }
+    create::conclude(wanted, root, dir, cgroup, made)
 }
 
 /// Forks off what stays, with the hooks before and after.
@@ -97,8 +87,7 @@ fn make(
             let mut background = Some(background);
             let started = || background.take().map_or((), background::Background::started);
             let bundle = &wanted.ours.bundle;
-            let shares = plan::shares(bundle);
-            let stay = Stay { spec, bundle, shares, host, dir, leash: leash_end };
+            let stay = Stay { spec, bundle, host, dir, leash: Some(leash_end) };
             let code = match enter(entrances, terminal).and_then(|()| stay.run(started)) {
                 Ok(code) => code.into(),
                 Err(error) => {
@@ -149,10 +138,10 @@ fn enter(cgroups: Vec<OwnedFd>, terminal: Option<OwnedFd>) -> Result<(), CreateE
 struct Stay<'a> {
     spec: ContainerSpec,
     bundle: &'a Bundle,
-    shares: Vec<Share>,
     host: &'a Container,
     dir: &'a VmDir,
-    leash: PipeReader,
+    /// Until the container is there.
+    leash: Option<PipeReader>,
 }
 
 impl Stay<'_> {
@@ -160,17 +149,18 @@ impl Stay<'_> {
     fn run(mut self, started: impl FnOnce()) -> Result<u8, CreateError> {
         let process =
             HostProcess::identify(rustix::process::getpid()).map_err(CreateError::Fork)?;
+        let mut shares = plan::shares(self.bundle);
         let overlays = Overlays::mount(self.bundle, false)?;
-        overlays.give_to(&mut self.shares);
+        overlays.give_to(&mut shares);
         // Whoever opens the shares takes their descriptors over.
         std::mem::forget(overlays);
         let name = |share: &str| share_name(process, share);
         plan::rename_shares(&mut self.spec, name);
-        for share in &mut self.shares {
+        for share in &mut shares {
             share.name = name(&share.name);
         }
-        let names: Vec<String> = self.shares.iter().map(|share| share.name.clone()).collect();
-        self.add_shares()?;
+        let names: Vec<String> = shares.iter().map(|share| share.name.clone()).collect();
+        self.add(&shares)?;
         let ended = self.attend(started);
         if let Ok(ended) = &ended {
             self.report(*ended);
@@ -179,11 +169,10 @@ impl Stay<'_> {
         Ok(ended?.code)
     }
 
-    fn add_shares(&self) -> Result<(), CreateError> {
-        let opened = self.shares.iter().map(fs_worker::open).collect::<Result<Vec<_>, _>>();
+    fn add(&self, shares: &[Share]) -> Result<(), CreateError> {
+        let opened = shares.iter().map(fs_worker::open).collect::<Result<Vec<_>, _>>();
         let opened = opened.map_err(|error| CreateError::Member(error.to_string()))?;
-        let shares: Vec<NewShare<'_>> = self
-            .shares
+        let shares: Vec<NewShare<'_>> = shares
             .iter()
             .zip(&opened)
             .map(|(share, fd)| NewShare {
@@ -203,7 +192,7 @@ impl Stay<'_> {
         let id = self.dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let process = self.spec.process.mut_or_insert_default();
         let mut session = Session::begin(agent, id.clone(), process)?;
-        session.leash = Some(self.leash.try_clone().map_err(CreateError::Fork)?);
+        session.leash = self.leash.take();
         let request = CreateContainerRequest {
             container: Some(std::mem::take(&mut self.spec)).into(),
             id,

@@ -127,16 +127,17 @@ impl Client {
     }
 
     fn done(&mut self, request: Request) -> Result<(), ClientError> {
-        match self.call(&line(request)?)? {
-            Response::Done => Ok(()),
-            _ => Err(ClientError::Nonsense),
-        }
+        self.call_done(&line(request)?)
     }
 
     fn done_with(&mut self, request: Request, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
         let line = line(request)?;
         let sent = descriptor::send(&self.0, &line, files).map_err(ClientError::Broken)?;
-        match self.call(&line[sent..])? {
+        self.call_done(&line[sent..])
+    }
+
+    fn call_done(&mut self, line: &[u8]) -> Result<(), ClientError> {
+        match self.call(line)? {
             Response::Done => Ok(()),
             _ => Err(ClientError::Nonsense),
         }

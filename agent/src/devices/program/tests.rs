@@ -1,3 +1,4 @@
+use bulkhead_protocol::device::{READ, WRITE};
 use proptest::prelude::*;
 
 use super::*;

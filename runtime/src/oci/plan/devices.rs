@@ -1,5 +1,6 @@
 //! Device rules (config-linux.md, "Allowed Device list") for the agent, which makes a program of them.
 
+use bulkhead_protocol::device::{ALL, BLOCK, CHAR, MKNOD, READ, WRITE};
 use bulkhead_protocol::rpc::agent::DeviceRule;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
@@ -22,15 +23,6 @@ pub enum RuleError {
     #[error("linux.resources.devices: there are {0} rules; at most {RULES_MAX} can be kept")]
     Many(usize),
 }
-
-/// Kinds of access, as `bpf_cgroup_dev_ctx` (linux/bpf.h) has them: BPF_DEVCG_ACC_*.
-const MKNOD: u32 = 1;
-const READ: u32 = 2;
-const WRITE: u32 = 4;
-const ALL: u32 = MKNOD | READ | WRITE;
-/// Types, as it has them: BPF_DEVCG_DEV_*.
-const BLOCK: u32 = 1;
-const CHAR: u32 = 2;
 
 /// The rules in the agent's words.
 pub fn rules(asked: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceRule>, RuleError> {
